@@ -1,0 +1,28 @@
+"""RunConfig: one YAML file is one run's whole truth.
+
+- `models`: the schema, every section.
+- `loading`: YAML to `RunConfig`, every problem at once with its path, value, reason and fix.
+- `digest`: canonical JSON, the training and policy digests, the seed of a run.
+- `signature`: Ed25519 over the digests.
+- `preflight`: what can be said about a run before anything is paid for.
+- `document`: the base of the small JSON documents that steps pass on.
+"""
+
+from .digest import Digests, config_digests, derive_seed
+from .document import Check, Document, Verdict
+from .loading import Problem, ProblemsError, load_config, parse_config
+from .models import RunConfig
+
+__all__ = [
+    "Check",
+    "Digests",
+    "Document",
+    "Problem",
+    "ProblemsError",
+    "RunConfig",
+    "Verdict",
+    "config_digests",
+    "derive_seed",
+    "load_config",
+    "parse_config",
+]

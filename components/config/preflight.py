@@ -1,0 +1,186 @@
+"""What can be said about a run before anything is paid for.
+
+Facts that only higher floors know (the dataset's length, what a step costs) are handed in, and a check whose
+facts are missing is left out.
+"""
+
+from dataclasses import dataclass
+
+from ..schedule.curve import IMPLEMENTED_KINDS, peak_lr
+from .loading import Problem
+from .models import RunConfig
+
+STALL_FRACTION = 0.5
+"""A rate that is above this fraction of the peak at the end of the run has not annealed."""
+UNCLIPPED_SGD_LR = 1.0
+UNCLIPPED_ADAMW_LR = 0.01
+"""Peaks above which training without gradient clipping usually diverges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the task and past runs know; None where nobody has asked yet."""
+
+    num_train_samples: int | None = None
+    seconds_per_step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The problems found, and how many checks looked."""
+
+    problems: list[Problem]
+    num_checks: int
+
+    @property
+    def errors(self) -> list[Problem]:
+        """Those that stop the run."""
+        return [problem for problem in self.problems if problem.level == "error"]
+
+
+def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
+    """Run every check whose facts are known."""
+    facts = facts or Facts()
+    checks = [*_availability(config), *_schedule_checks(config)]
+    if facts.num_train_samples is not None:
+        checks += _size_checks(config, facts.num_train_samples)
+    if facts.num_train_samples is not None and facts.seconds_per_step is not None:
+        checks.append(_cost(config, facts.num_train_samples, facts.seconds_per_step))
+    return Preflight([check for check in checks if check is not None], len(checks))
+
+
+def _availability(config: RunConfig) -> list[Problem | None]:
+    """Keys of the schema that this version has no code for: refused, never ignored."""
+    unavailable = {
+        "schedule.kind": (config.schedule.kind, config.schedule.kind not in IMPLEMENTED_KINDS),
+        "schedule.restarts.on_plateau": (
+            "set",
+            config.schedule.restarts is not None and config.schedule.restarts.on_plateau is not None,
+        ),
+        "schedule.momentum.warmup_steps": (
+            config.schedule.momentum.warmup_steps,
+            config.schedule.momentum.warmup_steps > 0,
+        ),
+        "training.precision": (config.training.precision, config.training.precision == "fp16"),
+        "training.init_from": (config.training.init_from, config.training.init_from is not None),
+        "training.early_stopping": ("set", config.training.early_stopping is not None),
+        "distributed.launcher": (config.distributed.launcher, config.distributed.launcher != "local"),
+        "distributed.nodes": (config.distributed.nodes, config.distributed.nodes > 1),
+        "distributed.strategy": (config.distributed.strategy, config.distributed.strategy != "ddp"),
+    }
+    return [
+        Problem(path, "not available in this version", value=str(value), fix="leave it out") if bad else None
+        for path, (value, bad) in unavailable.items()
+    ]
+
+
+def _schedule_checks(config: RunConfig) -> list[Problem | None]:
+    return [_peak(config), _annealing(config), _batch_scaling(config), _momentum(config), _restarts(config)]
+
+
+def _peak(config: RunConfig) -> Problem | None:
+    peak = peak_lr(config.schedule, config.training.batch_size)
+    ceiling = config.schedule.clip.ceiling
+    applied = peak if ceiling is None else min(peak, ceiling)
+    usual = UNCLIPPED_SGD_LR if config.optimizer.kind == "sgd" else UNCLIPPED_ADAMW_LR
+    if config.optimizer.grad_clip_norm is not None or applied <= usual:
+        return None
+    return Problem(
+        "schedule.lr0",
+        f"a peak of {applied:g} without gradient clipping usually diverges with {config.optimizer.kind}",
+        value=f"{config.schedule.lr0:g}",
+        fix=f"optimizer.grad_clip_norm: 1.0, or lr0 ≤ {usual:g}",
+        level="warning",
+    )
+
+
+def _annealing(config: RunConfig) -> Problem | None:
+    schedule = config.schedule
+    if schedule.kind == "constant" or schedule.lr_min <= STALL_FRACTION * schedule.lr0:
+        return None
+    return Problem(
+        "schedule.lr_min",
+        f"the rate hardly anneals: lr_min is {schedule.lr_min / schedule.lr0:.0%} of lr0",
+        value=f"{schedule.lr_min:g}",
+        fix=f"lr0/100, {schedule.lr0 / 100:g}, is usual",
+        level="warning",
+    )
+
+
+def _batch_scaling(config: RunConfig) -> Problem | None:
+    scaling = config.schedule.scale_with_batch
+    if scaling is None or scaling.rule != "linear":
+        return None
+    ratio = config.training.batch_size / scaling.base_batch_size
+    if ratio <= 8:  # noqa: PLR2004 - arXiv:1706.02677, table 1: linear scaling held from 256 to 8,192 with warmup
+        return None
+    if config.schedule.warmup.steps > 0:
+        return None
+    return Problem(
+        "schedule.scale_with_batch",
+        f"lr0 is scaled {ratio:g}-fold and there is no warmup",
+        fix="schedule.warmup.steps: 5 % of the run",
+        level="warning",
+    )
+
+
+def _momentum(config: RunConfig) -> Problem | None:
+    if config.optimizer.kind == "sgd" or "momentum" not in config.optimizer.model_fields_set:
+        return None
+    return Problem("optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning")
+
+
+def _restarts(config: RunConfig) -> Problem | None:
+    schedule = config.schedule
+    if schedule.restarts is None or schedule.total_steps is None:
+        return None
+    room = schedule.total_steps - schedule.warmup.steps
+    if schedule.restarts.cycle_steps <= room:
+        return None
+    return Problem(
+        "schedule.restarts.cycle_steps",
+        f"the first cycle is longer than the {room} steps after warmup: the rate would never reach lr_min",
+        value=str(schedule.restarts.cycle_steps),
+        fix=f"at most {room}",
+    )
+
+
+def _size_checks(config: RunConfig, num_train_samples: int) -> list[Problem | None]:
+    batch, warmup = config.training.batch_size, config.schedule.warmup.steps
+    if num_train_samples < batch:
+        return [
+            Problem(
+                "training.batch_size",
+                f"the training split has {num_train_samples} samples: not one full batch",
+                value=str(batch),
+                fix=f"at most {num_train_samples}",
+            )
+        ]
+    total = config.total_steps(num_train_samples)
+    too_long = warmup >= total
+    evaluates = config.training.eval_every_steps <= total
+    return [
+        Problem("schedule.warmup.steps", f"longer than the run: {total} steps", value=str(warmup), fix=f"< {total}")
+        if too_long
+        else None,
+        None
+        if evaluates
+        else Problem(
+            "training.eval_every_steps",
+            f"never reached in {total} steps: the run is validated at its end only",
+            value=str(config.training.eval_every_steps),
+            level="warning",
+        ),
+    ]
+
+
+def _cost(config: RunConfig, num_train_samples: int, seconds_per_step: float) -> Problem | None:
+    hours = config.total_steps(num_train_samples) * seconds_per_step * config.distributed.world_size / 3600
+    if hours <= config.budget.max_gpu_hours:
+        return None
+    return Problem(
+        "budget.max_gpu_hours",
+        f"the run is projected at {hours:.2f} GPU-hours",
+        value=f"{config.budget.max_gpu_hours:g}",
+        fix="fewer steps, or a larger budget",
+    )

@@ -1,0 +1,45 @@
+"""The documents of one run under its prefix: `<root>/runs/<run_id>/<name>.json`, and what lies beside them."""
+
+from typing import TypeVar
+
+from ..config.document import Document
+from .s3 import S3Location, S3NotFoundError, S3Store
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+class RunStore:
+    """Reads and writes what belongs to one run."""
+
+    def __init__(self, root: str, run_id: str, store: S3Store | None = None) -> None:
+        self.run_id = run_id
+        self.store = store or S3Store()
+        self.prefix = S3Location.parse(root) / "runs" / run_id
+
+    def put(self, name: str, document: Document) -> str:
+        """Write a document, over that of an earlier attempt of the same step; returns its URI."""
+        location = self.prefix / f"{name}.json"
+        self.store.write(location, document.to_json(), "application/json")
+        return str(location)
+
+    def get(self, name: str, kind: type[AnyDocument]) -> AnyDocument:
+        """Read a document.
+
+        Raises:
+            S3NotFoundError: when the step that makes it has not run.
+            pydantic.ValidationError: when it is of another kind.
+        """
+        return kind.from_json(self.store.read(self.prefix / f"{name}.json"))
+
+    def find(self, name: str, kind: type[AnyDocument]) -> AnyDocument | None:
+        """Read a document, or None where the step that makes it has not run."""
+        try:
+            return self.get(name, kind)
+        except S3NotFoundError:
+            return None
+
+    def names(self) -> set[str]:
+        """The names of the documents there are."""
+        depth = len(self.prefix.key) + 1
+        found = (location.key[depth:] for location in self.store.list(self.prefix))
+        return {name.removesuffix(".json") for name in found if name.endswith(".json") and "/" not in name}

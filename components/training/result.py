@@ -1,0 +1,55 @@
+"""TrainingResult: what `train` gives to evaluation, the ledger and the report."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..config.document import Document, Verdict
+
+
+class Event(BaseModel):
+    """Something worth a mark on the report's plots."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    kind: str
+    """For example `resumed`, `non_finite_loss`, `lr_sync_error`, `interrupted`."""
+    detail: str
+
+
+class TrainingResult(Document):
+    """How a training ended. Losses may be non-finite: JSON holds them as the strings `NaN` and `Infinity`."""
+
+    verdict: Verdict
+    """PASS when all steps ran and the loss stayed finite."""
+    reason: str
+    status: Literal["completed", "diverged", "lr_sync_error", "interrupted", "failed"]
+    attempts: int
+    """Starts of the worker processes, restarts included; the first is 1."""
+    final_step: int
+    total_steps: int
+    train_loss: float
+    """Mean over the last tenth of the steps of rank 0."""
+    val_metrics: dict[str, float]
+    """The last validation's metrics by name, `loss` among them."""
+    max_lr_deviation: float
+    """Largest |applied - planned| / planned over all steps and ranks; 0 is on plan."""
+    lr_sync_errors: int
+    anomalous: bool
+    """Whether a detector fired (a non-finite loss, an exploding gradient)."""
+    checkpoint_uri: str
+    """The committed checkpoint to evaluate."""
+    checkpoint_digest: str
+    """SHA-256 of its manifest, 64 hex digits."""
+    trace_uri: str
+    """The prefix of the trace."""
+    world_size: int
+    device: str
+    train_seconds: float
+    """Time inside the loop of the last attempt, in seconds."""
+    gpu_hours: float
+    """Device-hours of all attempts: wall time × processes / 3600."""
+    save_seconds: float = 0.0
+    """The longest checkpoint save, in seconds; sizes the grace period on a cluster."""
+    events: list[Event] = []
