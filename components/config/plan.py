@@ -1,6 +1,13 @@
 """RunPlan: what `validate_config` gives to every later step."""
 
+import os
+import subprocess
+from time import perf_counter
+
+from .digest import config_digests, derive_seed
 from .document import Document, Verdict
+from .models import RunConfig
+from .preflight import Facts, preflight
 
 
 class RunPlan(Document):
@@ -16,11 +23,66 @@ class RunPlan(Document):
     policy_digest: str
     seed: str
     """The run's derived 32-bit seed, in decimal; a string since KFP numbers are doubles."""
-    total_steps: int
-    steps_per_epoch: int
-    num_train_samples: int
+    total_steps: int | None
+    """Updates of the run; None where the config counts in epochs, until the data is known."""
     world_size: int
     commit: str | None = None
     """The commit of the code that ran, where it is known."""
     image: str | None = None
     """The image, by digest where it is known."""
+
+    @property
+    def reason(self) -> str:
+        """The first error, or nothing."""
+        return next((problem for problem in self.problems if problem.startswith("error")), "")
+
+    def to_markdown(self) -> str:
+        """The plan as a person reads it in the UI."""
+        lines = [f"**{self.verdict}** {self.summary}", "", *(f"- {problem}" for problem in self.problems), ""]
+        facts = {
+            "training digest": self.training_digest,
+            "policy digest": self.policy_digest,
+            "seed": self.seed,
+            "steps": self.total_steps,
+            "commit": self.commit,
+        }
+        return "\n".join([*lines, *(f"- {name}: `{value}`" for name, value in facts.items())]) + "\n"
+
+
+def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> RunPlan:
+    """Run preflight and derive what the run needs."""
+    started = perf_counter()
+    found = preflight(config, facts)
+    digests = config_digests(config)
+    total_steps = config.schedule.total_steps
+    if total_steps is None and facts is not None and facts.num_train_samples is not None:
+        total_steps = config.total_steps(facts.num_train_samples)
+    warnings = len(found.problems) - len(found.errors)
+    return RunPlan(
+        run_id=run_id,
+        seconds=perf_counter() - started,
+        summary=f"{found.num_checks} checks" + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""),
+        verdict="FAIL" if found.errors else "PASS",
+        problems=[f"{problem.level}: {' '.join(problem.lines(0).split())}" for problem in found.problems],
+        num_checks=found.num_checks,
+        experiment=config.experiment,
+        model=config.promotion.model,
+        training_digest=digests.training,
+        policy_digest=digests.policy,
+        seed=str(derive_seed(config, run_id)),
+        total_steps=total_steps,
+        world_size=config.distributed.world_size,
+        commit=_commit(),
+        image=os.environ.get("CONVERGATE_IMAGE"),
+    )
+
+
+def _commit() -> str | None:
+    """The commit from the environment of an image, or of the checkout that this runs in."""
+    if os.environ.get("CONVERGATE_COMMIT"):
+        return os.environ["CONVERGATE_COMMIT"]
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

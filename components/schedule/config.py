@@ -114,3 +114,24 @@ class ScheduleConfig(Section):
         if self.kind != "cosine_restarts" and self.restarts is not None:
             raise ValueError(f"`restarts` has no effect under kind {self.kind} → kind: cosine_restarts")
         return self
+
+    def compressed(self, total_steps: int) -> Self:
+        """The same schedule with all its lengths scaled to `total_steps` steps; no part that exists disappears.
+
+        A schedule given in epochs has its warmup and restarts, which are in steps, kept as they are where they fit.
+        """
+        factor = total_steps / (self.total_steps or total_steps)
+        warmup_steps = min(_scaled(self.warmup.steps, factor), total_steps - 1)
+        restarts = self.restarts
+        if restarts is not None:
+            cycle_steps = max(2, _scaled(restarts.cycle_steps, factor))
+            ramp_steps = min(_scaled(restarts.ramp_steps, factor), cycle_steps - 1)
+            restarts = restarts.model_copy(update={"cycle_steps": cycle_steps, "ramp_steps": ramp_steps})
+        warmup = self.warmup.model_copy(update={"steps": warmup_steps})
+        return self.model_copy(
+            update={"total_steps": total_steps, "total_epochs": None, "warmup": warmup, "restarts": restarts}
+        )
+
+
+def _scaled(steps: int, factor: float) -> int:
+    return max(1, round(steps * factor)) if steps else 0

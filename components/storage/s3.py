@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from ..errors import OutsideError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 20
 MAX_ATTEMPTS = 3
+MULTIPART_BYTES = 32 * 2**20
 
 
 class S3Error(OutsideError):
@@ -180,6 +181,15 @@ class S3Store:
                 s3_client().create_bucket(Bucket=location.bucket)
 
 
+def upload(location: S3Location, stream: BinaryIO) -> None:
+    """Write an object from a stream, in parallel parts where it is large."""
+    from boto3.s3.transfer import TransferConfig
+
+    parts = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4)
+    with _translated(location, "upload"):
+        s3_client().upload_fileobj(stream, location.bucket, location.key, Config=parts)
+
+
 class _translated:  # noqa: N801 - reads as a statement: `with _translated(...)`
     """boto3's errors inside this block, as `S3Error` in one line; no credential appears in it."""
 
@@ -192,11 +202,14 @@ class _translated:  # noqa: N801 - reads as a statement: `with _translated(...)`
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is None or isinstance(error, S3Error):
             return
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
+        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
+            error = error.__context__
         if isinstance(error, ClientError):
             raise _from_answer(error.response, self.location, self.action) from error
-        if isinstance(error, BotoCoreError):
+        if isinstance(error, BotoCoreError | Boto3Error):
             where = endpoint_url() or "AWS S3"
             cause = type(error).__name__.removesuffix("Error")
             raise S3Error(

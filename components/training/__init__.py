@@ -1,0 +1,15 @@
+"""Training: a plain loop, launched over processes, watched by a sync guard.
+
+- `train`: `run_training`, what the step and the command line call.
+- `launch`: torchrun's launcher as a child that dies with its parent, interrupted with it, restarted by it.
+- `worker`: what each process runs: set up, restore, loop, report.
+- `session`: model, optimizer, schedule, data and checkpoints of one process.
+- `loop`: the loop.
+- `sync_guard`: ranks agree before step 0, on every step's rate, and on replicas.
+- `data_order`: which samples a rank sees at a step, from the seed and the step alone.
+- `result`: `TrainingResult`.
+"""
+
+from .result import Event, TrainingResult
+
+__all__ = ["Event", "TrainingResult"]

@@ -53,3 +53,11 @@ class TrainingResult(Document):
     save_seconds: float = 0.0
     """The longest checkpoint save, in seconds; sizes the grace period on a cluster."""
     events: list[Event] = []
+
+    def to_markdown(self) -> str:
+        """How the training ended, as a person reads it in the UI."""
+        lines = [f"**{self.status}** {self.summary}", ""]
+        lines += [f"- val {name}: {value:.4g}" for name, value in self.val_metrics.items()]
+        lines += [f"- step {event.step}: {event.kind}, {event.detail}" for event in self.events]
+        lines += [f"- checkpoint: `{self.checkpoint_uri}`", f"- trace: `{self.trace_uri}`"]
+        return "\n".join(lines) + "\n"

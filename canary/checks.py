@@ -1,0 +1,134 @@
+"""What the canary judges. Each check is a pure function of the traces and gives a figure, a threshold and a reason."""
+
+import math
+from typing import TYPE_CHECKING
+
+from ..components.config.document import Check, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOSS_RISE = 1.1
+"""The last quarter's median loss may be this much of the first quarter's before the canary fails."""
+GRADIENT_RISE = 100.0
+"""The largest gradient norm over the first quarter's median."""
+RESTORE_CHECK = "save, kill -9, restore"
+RESTORE_THRESHOLD = "repeated steps equal bit for bit"
+
+
+def check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Check:
+    """A check that is either PASS or FAIL; the reason is told where it fails."""
+    verdict: Verdict = "PASS" if good else "FAIL"
+    return Check(name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason)
+
+
+def finite(trace: "pd.DataFrame", phase: str) -> Check:
+    """No loss and no gradient norm is NaN or infinite."""
+    bad = trace[~(trace["loss"].map(math.isfinite) & trace["grad_norm"].map(math.isfinite))]
+    first = None if bad.empty else bad.sort_values("step").iloc[0]
+    where = "" if first is None else f"at step {first.step:.0f} under lr {first.lr:.4g}"
+    return check(
+        f"finite, {phase}",
+        first is None,
+        f"{len(bad)} of {len(trace)} records not finite",
+        "0",
+        f"loss or gradient is not finite {where}: the learning rate is too high, or the data is broken",
+    )
+
+
+def falling_loss(trace: "pd.DataFrame") -> Check:
+    """The median loss of the last quarter of the steps is not above that of the first."""
+    losses = trace.groupby("step")["loss"].mean()
+    quarter = max(1, len(losses) // 4)
+    first, last = losses.iloc[:quarter].median(), losses.iloc[-quarter:].median()
+    good = bool(math.isfinite(last) and last <= first * LOSS_RISE)
+    return check(
+        "falling loss",
+        good,
+        f"{first:.4g} → {last:.4g}",
+        f"≤ {LOSS_RISE:g} × the first quarter's",
+        f"the loss rises from {first:.4g} to {last:.4g} over the first {len(losses)} steps: the learning rate is too high",
+    )
+
+
+def bounded_gradient(trace: "pd.DataFrame") -> Check:
+    """The gradient norm before clipping stays within a factor of where it began."""
+    norms = trace.groupby("step")["grad_norm"].mean()
+    quarter = max(1, len(norms) // 4)
+    start, largest = norms.iloc[:quarter].median(), norms.max(skipna=False)
+    good = bool(math.isfinite(largest) and largest <= GRADIENT_RISE * start)
+    return check(
+        "bounded gradient",
+        good,
+        f"largest {largest:.4g}, at first {start:.4g}",
+        f"≤ {GRADIENT_RISE:g} × the first quarter's median",
+        f"the gradient norm grows from {start:.4g} to {largest:.4g}: gradients explode → lower lr0, or clip",
+    )
+
+
+def on_plan(trace: "pd.DataFrame", phase: str) -> Check:
+    """Every rank applied exactly the planned rate at every step."""
+    off = trace[trace["lr"] != trace["lr_planned"]]
+    first = None if off.empty else off.iloc[0]
+    detail = "" if first is None else f"rank {first['rank']} step {first.step}: {first.lr!r} instead of {first.lr_planned!r}"
+    return check(f"LR on plan, {phase}", first is None, f"{len(off)} of {len(trace)} off", "0", detail)
+
+
+def ranks_agree(trace: "pd.DataFrame", world_size: int) -> Check:
+    """Every rank ran every step, under one rate and one gradient norm."""
+    ranks = trace["rank"].nunique()
+    by_step = trace.groupby("step")
+    rates, norms, present = by_step["lr"].nunique(), by_step["grad_norm"].nunique(dropna=False), by_step["rank"].nunique()
+    bad = int(((rates != 1) | (norms != 1) | (present != world_size)).sum())
+    return check(
+        "ranks agree",
+        ranks == world_size and bad == 0,
+        f"{ranks} ranks, {bad} steps differ",
+        f"{world_size} ranks, 0",
+        f"{bad} of {len(rates)} steps differ between ranks in rate or gradient norm, or a rank is missing",
+    )
+
+
+def whole_schedule(trace: "pd.DataFrame", num_steps: int) -> Check:
+    """The compressed schedule ran from its first step to its last."""
+    ran = int(trace["step"].nunique()) if len(trace) else 0
+    return check(
+        "whole schedule runs, compressed",
+        ran == num_steps,
+        f"{ran} steps",
+        f"{num_steps} steps",
+        f"the compressed schedule ended after {ran} of {num_steps} steps",
+    )
+
+
+def restored(first: "pd.DataFrame", again: "pd.DataFrame", resumed_at: int | None, kill_step: int) -> Check:
+    """After a kill -9, the steps that were repeated gave the same rate, loss and gradient norm, bit for bit."""
+    if resumed_at is None:
+        reason = "the workers were not started again after the kill"
+        return check(RESTORE_CHECK, False, "not resumed", RESTORE_THRESHOLD, reason)
+    columns = ["rank", "step", "lr", "loss", "grad_norm"]
+    span = range(resumed_at, kill_step)
+    merged = first[columns].merge(again[columns], on=["rank", "step"], suffixes=("", "_again"))
+    merged = merged[merged["step"].isin(span)]
+    same = merged["step"].notna()
+    for column in columns[2:]:
+        same &= merged[column] == merged[f"{column}_again"]
+    expected = len(span) * again["rank"].nunique()
+    return check(
+        RESTORE_CHECK,
+        expected > 0 and int(same.sum()) == expected,
+        f"{int(same.sum())} of {expected} repeated steps equal",
+        RESTORE_THRESHOLD,
+        f"after the restore at step {resumed_at} the run is another one: a resume forgets state",
+    )
+
+
+def within_budget(hours: float, limit: float) -> Check:
+    """The projected cost of the full run is within its budget."""
+    return check(
+        "projected cost",
+        hours <= limit,
+        f"{hours:.3g} GPU-h",
+        f"≤ {limit:g} GPU-h (budget.max_gpu_hours)",
+        f"the full run is projected at {hours:.3g} GPU-hours, over the budget of {limit:g}",
+    )

@@ -1,0 +1,46 @@
+"""The KFP face of the canary."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Output
+
+from ..components.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def canary(
+    config: str,
+    run_id: str,
+    plan: Input[Artifact],
+    report: Output[Artifact],
+    summary: Output[Markdown],
+    metrics: Output[Metrics],
+) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
+    """Run the first steps of the real schedule, the compressed schedule, and a kill -9 with a restore.
+
+    Args:
+        config: The run config, as YAML text.
+        run_id: The run's id.
+        plan: The RunPlan of validate_config.
+        report: The CanaryReport: every check with its figure, threshold and reason.
+        summary: The checks, for the UI.
+        metrics: Projected time and cost of the full run.
+
+    Returns:
+        verdict: PASS, FAIL or INCONCLUSIVE; reason: of the first check that did not pass.
+    """
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from convergate.canary.run import run_canary
+    from convergate.components.config import parse_config
+    from convergate.components.config.plan import RunPlan
+
+    run_plan = RunPlan.from_json(Path(plan.path).read_bytes())
+    result = run_canary(parse_config(config), config, run_plan)
+    Path(report.path).write_bytes(result.to_json())
+    Path(summary.path).write_text(result.to_markdown())
+    metrics.log_metric("projected_seconds", result.projected_seconds)
+    metrics.log_metric("projected_gpu_hours", result.projected_gpu_hours)
+    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)

@@ -1,0 +1,175 @@
+"""Run the canary: the compressed schedule, then the first steps of the real one with a kill -9 and a restore in it.
+
+Both run on the real data, through the real launcher, with the global batch kept by accumulation where the canary has
+fewer processes. The first steps are judged on loss and gradients; the compressed schedule on mechanics only, since a
+warmup compressed to a few steps proves nothing about loss. The seed is fixed: `config.seed`.
+"""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..components.config import Check, RunConfig
+from ..components.config.document import overall
+from ..components.config.plan import RunPlan
+from ..components.errors import ExitCode
+from ..components.storage import RunStore, S3Location
+from ..components.telemetry import read_trace
+from ..components.training.job import Job
+from ..components.training.launch import LaunchError, launch
+from ..components.training.result import TrainingResult
+from . import checks
+from .report import CanaryReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPRESSED_STEPS = 40
+MAX_RESTARTS = 1
+"""The one restart that the kill asks for."""
+
+
+def run_canary(
+    config: RunConfig, config_text: str, plan: RunPlan, on_line: Callable[[str], None] = print
+) -> CanaryReport:
+    """Run the canary and judge it; stores and returns the report.
+
+    Workers that fail make the verdict FAIL with their error as the reason, or INCONCLUSIVE where something outside
+    failed (S3).
+    """
+    started = perf_counter()
+    store = RunStore(config.storage.uri, plan.run_id)
+    store.store.ensure_bucket(store.prefix)
+    root = store.prefix / "canary"
+    store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
+    num_steps = config.canary.num_steps(plan.total_steps or config.canary.max_steps)
+    real = _job(config, config_text, plan, root / "first-steps", num_steps)
+    compressed = _job(config, config_text, plan, root / "compressed", None)
+    try:
+        launch([compressed, real], config.canary.procs_per_node, MAX_RESTARTS, on_line)
+    except LaunchError as error:
+        report = _failed(config, plan, error, num_steps, real.trace_uri)
+    else:
+        report = _judge(config, plan, store, real, compressed, num_steps)
+    report = report.model_copy(update={"seconds": perf_counter() - started})
+    store.put("canary", report)
+    for job in (real, compressed):
+        for location in store.store.list(S3Location.parse(job.checkpoint_uri)):
+            store.store.delete(location)
+    return report
+
+
+def accumulation(config: RunConfig) -> int:
+    """Accumulation steps that keep the global batch and at most the full run's micro-batch."""
+    world_size, batch = config.canary.procs_per_node, config.training.batch_size
+    wanted = -(-config.distributed.world_size * config.training.grad_accumulation // world_size)
+    while batch % (world_size * wanted):
+        wanted += 1
+    return wanted
+
+
+def _job(config: RunConfig, config_text: str, plan: RunPlan, root: S3Location, num_steps: int | None) -> Job:
+    """The first `num_steps` of the real schedule with the restart drill, or the compressed schedule without one."""
+    return Job(
+        run_id=plan.run_id,
+        config_text=config_text,
+        seed=config.seed,
+        checkpoint_uri=str(root / "checkpoints"),
+        trace_uri=str(root / "trace"),
+        result_uri=str(root / "result.json"),
+        stop_at_step=num_steps,
+        total_steps=None if num_steps else COMPRESSED_STEPS,
+        checkpoint_every=max(1, num_steps // 2) if num_steps else COMPRESSED_STEPS,
+        accumulation=accumulation(config),
+        kill_at_step=num_steps - 1 if num_steps else None,
+    )
+
+
+def _judge(
+    config: RunConfig, plan: RunPlan, store: RunStore, real: Job, compressed: Job, num_steps: int
+) -> CanaryReport:
+    trace, mechanics = read_trace(real.trace_uri), read_trace(compressed.trace_uri)
+    result = TrainingResult.from_json(store.store.read(S3Location.parse(real.result_uri)))
+    world_size = config.canary.procs_per_node
+    seconds_per_step = _seconds_per_step(trace)
+    total_steps = result.total_steps
+    hours = seconds_per_step * total_steps * world_size / 3600
+    projected_seconds = hours * 3600 / config.distributed.world_size
+    judged = [
+        checks.finite(trace, "first steps"),
+        checks.falling_loss(trace),
+        checks.bounded_gradient(trace),
+        checks.on_plan(trace, "first steps"),
+        checks.on_plan(mechanics, "compressed schedule"),
+        checks.whole_schedule(mechanics, COMPRESSED_STEPS),
+        checks.ranks_agree(trace, world_size),
+        _restore_check(read_trace(real.trace_uri, every_attempt=True), result, real),
+        checks.within_budget(hours, config.budget.max_gpu_hours),
+    ]
+    verdict = overall(judged)
+    reason = next((check.reason for check in judged if check.verdict == verdict and check.reason), "")
+    projection = f"projected: {_duration(projected_seconds)}, {hours:.2g} GPU-h"
+    return CanaryReport(
+        run_id=plan.run_id,
+        summary=f"{verdict}   {projection if verdict == 'PASS' else reason}",
+        verdict=verdict,
+        checks=judged,
+        steps=num_steps,
+        world_size=world_size,
+        device=result.device,
+        seconds_per_step=seconds_per_step,
+        projected_seconds=projected_seconds,
+        projected_gpu_hours=hours,
+        trace_uri=real.trace_uri,
+    )
+
+
+def _restore_check(trace: "pd.DataFrame", result: TrainingResult, real: Job) -> Check:
+    resumed = next((event.step for event in result.events if event.kind == "resumed"), None)
+    if resumed is None and result.status != "completed":
+        return Check(
+            name=checks.RESTORE_CHECK,
+            verdict="INCONCLUSIVE",
+            figure="not reached",
+            threshold=checks.RESTORE_THRESHOLD,
+            reason=f"the run ended before the kill: {result.reason}",
+        )
+    assert real.kill_at_step is not None
+    first, again = trace[trace["attempt"] == 1], trace[trace["attempt"] > 1]
+    return checks.restored(first, again, resumed, real.kill_at_step)
+
+
+def _failed(config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int, trace_uri: str) -> CanaryReport:
+    outside = error.exit_code == ExitCode.OUTSIDE
+    failed = Check(
+        name="workers run",
+        verdict="INCONCLUSIVE" if outside else "FAIL",
+        figure="failed",
+        threshold="end well",
+        reason=str(error),
+    )
+    return CanaryReport(
+        run_id=plan.run_id,
+        summary=f"{failed.verdict}   {failed.reason}",
+        verdict=failed.verdict,
+        checks=[failed],
+        steps=num_steps,
+        world_size=config.canary.procs_per_node,
+        device="unknown",
+        seconds_per_step=0.0,
+        projected_seconds=0.0,
+        projected_gpu_hours=0.0,
+        trace_uri=trace_uri,
+    )
+
+
+def _seconds_per_step(trace: "pd.DataFrame") -> float:
+    """The slowest rank's median, without the first tenth of the steps, which warm caches up."""
+    steady = trace[trace["step"] >= trace["step"].max() // 10]
+    return float(steady.groupby("rank")["step_seconds"].median().max())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:  # noqa: PLR2004
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004

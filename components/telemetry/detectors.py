@@ -1,0 +1,87 @@
+"""Anomaly detectors: small classes with one rule each, the same online and over a finished trace."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .trace import StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Something a detector saw: at which step, which rule, and the figures in words."""
+
+    step: int
+    kind: str
+    detail: str
+
+
+class Detector(Protocol):
+    """Looks at each step once, in order."""
+
+    def observe(self, record: StepRecord) -> Detection | None:
+        """A detection at this step, or None."""
+        ...
+
+
+class NonFinite:
+    """The loss or the gradient norm is NaN or infinite: the run has diverged."""
+
+    def observe(self, record: StepRecord) -> Detection | None:
+        """See `Detector`."""
+        if math.isfinite(record.loss) and math.isfinite(record.grad_norm):
+            return None
+        return Detection(
+            record.step, "non_finite_loss", f"loss {record.loss}, gradient norm {record.grad_norm} at lr {record.lr:g}"
+        )
+
+
+class ExplodingGradient:
+    """The gradient norm is more than `factor` times its median over the last `window` steps."""
+
+    def __init__(self, factor: float = 100.0, window: int = 128, warmup: int = 10) -> None:
+        self._factor, self._warmup = factor, warmup
+        self._norms: deque[float] = deque(maxlen=window)
+
+    def observe(self, record: StepRecord) -> Detection | None:
+        """See `Detector`."""
+        norm = record.grad_norm
+        detection = None
+        if len(self._norms) >= self._warmup and math.isfinite(norm):
+            median = sorted(self._norms)[len(self._norms) // 2]
+            if norm > self._factor * max(median, 1e-12):
+                detection = Detection(
+                    record.step, "exploding_gradient", f"gradient norm {norm:.3g}, {norm / median:.0f} × its median"
+                )
+        if math.isfinite(norm):
+            self._norms.append(norm)
+        return detection
+
+
+class OffPlan:
+    """The learning rate in the optimizer is not the planned one."""
+
+    def observe(self, record: StepRecord) -> Detection | None:
+        """See `Detector`."""
+        if record.lr == record.lr_planned:
+            return None
+        return Detection(record.step, "lr_off_plan", f"applied {record.lr!r}, planned {record.lr_planned!r}")
+
+
+def detectors() -> list[Detector]:
+    """A fresh one of each."""
+    return [NonFinite(), ExplodingGradient(), OffPlan()]
+
+
+def detect(records: Iterable[StepRecord]) -> list[Detection]:
+    """Run every detector over a finished trace of one rank, in step order; the first of each kind is kept."""
+    found: dict[str, Detection] = {}
+    rules = detectors()
+    for record in records:
+        for rule in rules:
+            detection = rule.observe(record)
+            if detection is not None:
+                found.setdefault(detection.kind, detection)
+    return list(found.values())

@@ -1,0 +1,48 @@
+"""The KFP face of training."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Output
+
+from ..images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def train(
+    config: str,
+    run_id: str,
+    plan: Input[Artifact],
+    training: Output[Artifact],
+    summary: Output[Markdown],
+    metrics: Output[Metrics],
+) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
+    """Train over all processes under the planned learning rate, with checkpoints and a trace on S3.
+
+    Args:
+        config: The run config, as YAML text.
+        run_id: The run's id.
+        plan: The RunPlan of validate_config.
+        training: The TrainingResult.
+        summary: How the training ended, for the UI.
+        metrics: The last validation, for the UI's comparison of runs.
+
+    Returns:
+        verdict: PASS when all steps ran with finite losses; reason: why not.
+    """
+    import math
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from convergate.components.config import parse_config
+    from convergate.components.config.plan import RunPlan
+    from convergate.components.training.train import run_training
+
+    run_plan = RunPlan.from_json(Path(plan.path).read_bytes())
+    result = run_training(parse_config(config), config, run_plan)
+    Path(training.path).write_bytes(result.to_json())
+    Path(summary.path).write_text(result.to_markdown())
+    for name, value in result.val_metrics.items():
+        if math.isfinite(value):
+            metrics.log_metric(f"val_{name}", value)
+    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)

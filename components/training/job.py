@@ -1,0 +1,38 @@
+"""Job: what the launcher tells every worker process, in one JSON file that holds a list of them."""
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from ..config import RunConfig, parse_config
+
+
+class Job(BaseModel):
+    """One training, or a part of one, that a launch of worker processes does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    config_text: str
+    seed: int
+    checkpoint_uri: str
+    trace_uri: str
+    result_uri: str
+    """Where rank 0 writes the TrainingResult."""
+    resume: str = "auto"
+    """`auto`, `never`, or the URI of a checkpoint."""
+    stop_at_step: int | None = None
+    """End before this step without finishing the schedule; the canary runs the first steps only."""
+    total_steps: int | None = None
+    """Compress the schedule to this many steps."""
+    checkpoint_every: int | None = None
+    accumulation: int | None = None
+    """Instead of the config's, so that fewer processes keep the global batch."""
+    kill_at_step: int | None = None
+    """In the first attempt, the last rank kills itself (SIGKILL) before this step: the canary's restart drill."""
+
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return parse_config(self.config_text)
+
+
+JOBS = TypeAdapter(list[Job])
+"""A launch's jobs, to and from JSON."""

@@ -1,0 +1,199 @@
+"""What each process runs: `python -m convergate.components.training.worker JOB`, under torchrun.
+
+Outcomes that all ranks agree on (completed, diverged, off plan, interrupted, out of budget) end the process well, with
+the TrainingResult written by rank 0; anything else ends it with an error, and torchrun starts all processes again.
+"""
+
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from ..checkpoint import CheckpointRef
+from ..checkpoint.store import read_manifest
+from ..config.document import Verdict
+from ..errors import ConvergateError
+from ..storage import ObjectExistsError, S3Location, S3Store
+from .job import JOBS, Job
+from .lifetime import die_with_parent
+from .loop import Progress, Stop, save, train
+from .result import Event, TrainingResult
+from .session import Session
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+MAX_ATTEMPTS = 1000
+
+
+def main(job_file: str) -> int:
+    """Run the jobs of the file, one after the other, in this process; returns the exit code."""
+    die_with_parent()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.use_deterministic_algorithms(mode=not torch.cuda.is_available())
+    jobs = JOBS.validate_json(Path(job_file).read_text())
+    dist.init_process_group(_backend(jobs[0]), timeout=COLLECTIVE_TIMEOUT)
+    try:
+        for job in jobs:
+            _run(job)
+    except Exception as error:
+        _note_failure(error)
+        if isinstance(error, ConvergateError):
+            print(f"convergate: rank {dist.get_rank()}: {error}", file=sys.stderr)  # noqa: T201
+            return int(error.exit_code)
+        raise
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _run(job: Job) -> None:
+    started = perf_counter()
+    session = Session(job, _claim_attempt(job))
+    signal.signal(signal.SIGTERM, lambda *_: session.guard.ask_to_stop("interrupted", "SIGTERM"))
+    events = _resume(session)
+    session.guard.agree_before_start(
+        {
+            "config digest": session.digests.training,
+            "policy digest": session.digests.policy,
+            "schedule": repr(session.schedule),
+            "seed": job.seed,
+            "training samples": session.num_train_samples,
+            "first step": session.step,
+        }
+    )
+    progress, stop = Progress(), None
+    try:
+        train(session, progress)
+    except Stop as agreed:
+        stop = agreed
+        if stop.kind in ("interrupted", "budget"):
+            save(session, progress)
+    session.trace.close()
+    _report(session, progress, stop, events, perf_counter() - started)
+
+
+def _claim_attempt(job: Job) -> int:
+    """The number of this start of the processes, the same on every rank, claimed on S3 by rank 0."""
+    number = [0]
+    if dist.get_rank() == 0:
+        store, root = S3Store(), S3Location.parse(job.result_uri + ".attempts")
+        taken = sum(1 for _ in store.list(root))
+        for candidate in range(taken + 1, MAX_ATTEMPTS):
+            try:
+                store.create(root / f"{candidate:03}.json", json.dumps({"pid": os.getpid()}).encode())
+            except ObjectExistsError:
+                continue
+            number = [candidate]
+            break
+    dist.broadcast_object_list(number)
+    return number[0]
+
+
+def _resume(session: Session) -> list[Event]:
+    """Restore where the job says so, the same checkpoint on every rank."""
+    chosen: list[CheckpointRef | None] = [None]
+    if session.rank == 0 and session.job.resume != "never":
+        if session.job.resume == "auto":
+            chosen = [session.checkpoints.newest()]
+        else:
+            manifest, _ = read_manifest(session.job.resume)
+            chosen = [CheckpointRef(manifest.attempt, manifest.step, S3Location.parse(session.job.resume))]
+    dist.broadcast_object_list(chosen)
+    if chosen[0] is None:
+        return []
+    session.restore(chosen[0])
+    if session.rank == 0:
+        print(f"resumed at step {session.step} from {chosen[0].uri}", flush=True)  # noqa: T201 - the step's log
+    return [Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")]
+
+
+def _report(session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float) -> None:
+    """Gather every rank's figures; rank 0 writes the result."""
+    everyone: list[Progress] = [progress] * session.world_size
+    dist.all_gather_object(everyone, progress)
+    if session.rank != 0:
+        return
+    first = {detection.kind: detection for p in everyone for detection in reversed(p.detections)}
+    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in first.values()]
+    if stop is not None:
+        events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
+    status = _status(stop)
+    verdict: Verdict = "PASS" if status == "completed" else "FAIL"
+    last = session.last_checkpoint
+    final_loss = progress.recent_loss()
+    result = TrainingResult(
+        run_id=session.job.run_id,
+        seconds=seconds,
+        summary=_summary(session, everyone, stop),
+        verdict=verdict,
+        reason="" if stop is None else stop.detail,
+        status=status,
+        attempts=session.attempt,
+        final_step=session.step,
+        total_steps=session.total_steps,
+        train_loss=final_loss,
+        val_metrics=session.metrics,
+        max_lr_deviation=max(p.max_lr_deviation for p in everyone),
+        lr_sync_errors=int(stop is not None and stop.kind == "lr_sync_error"),
+        anomalous=any(event.kind in ("exploding_gradient", "diverged") for event in events),
+        checkpoint_uri=last.uri if last else "",
+        checkpoint_digest=read_manifest(last.uri)[1] if last else "",
+        trace_uri=session.job.trace_uri,
+        world_size=session.world_size,
+        device=_device_name(session.device),
+        train_seconds=seconds,
+        gpu_hours=seconds * session.world_size / 3600,
+        save_seconds=max(p.save_seconds for p in everyone),
+        events=sorted(events, key=lambda event: event.step),
+    )
+    S3Store().write(S3Location.parse(session.job.result_uri), result.to_json(), "application/json")
+
+
+def _status(
+    stop: Stop | None,
+) -> Literal["completed", "diverged", "lr_sync_error", "interrupted", "failed"]:
+    if stop is None:
+        return "completed"
+    return "failed" if stop.kind == "budget" else stop.kind
+
+
+def _summary(session: Session, everyone: list[Progress], stop: Stop | None) -> str:
+    if stop is not None:
+        return f"{stop.kind.replace('_', ' ')} at step {stop.step}: {stop.detail}"
+    loss = session.metrics.get("loss")
+    figures = [f"{session.step} steps"]
+    if loss is not None:
+        figures.append(f"val_loss {loss:.3f}")
+    deviation = max(p.max_lr_deviation for p in everyone)
+    figures += [f"LR {'on' if deviation == 0 else 'off'} plan (max dev {deviation:g})", "0 sync errors"]
+    return ", ".join(figures)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _backend(job: Job) -> str:
+    wanted = job.config().distributed.backend
+    return ("nccl" if torch.cuda.is_available() else "gloo") if wanted == "auto" else wanted
+
+
+def _note_failure(error: Exception) -> None:
+    """Leave the error for the launcher, which shows the oldest: it is the cause of the others."""
+    folder = os.environ.get("CONVERGATE_FAILURES")
+    if folder:
+        attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
+        text = str(error) if isinstance(error, ConvergateError) else f"{type(error).__name__}: {error}"
+        code = int(getattr(error, "exit_code", 1))
+        note = {"rank": int(rank), "error": text.splitlines()[0] if text else "", "exit_code": code}
+        Path(folder, f"failure-{attempt}-{rank}.json").write_text(json.dumps(note))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
