@@ -24,3 +24,14 @@ class Evaluation(Document):
     checkpoint_uri: str
     checkpoint_digest: str
     reached_target: bool
+
+    @property
+    def reason(self) -> str:
+        """The first check that did not pass, in words."""
+        return next((f"{check.name}: {check.reason}" for check in self.checks if not check.passed), "")
+
+    def to_markdown(self) -> str:
+        """The checks as a person reads them in the UI."""
+        rows = [f"| {c.name} | {c.verdict} | {c.figure} | {c.threshold} | {c.reason} |" for c in self.checks]
+        head = ["| check | verdict | figure | threshold | reason |", "|---|---|---|---|---|"]
+        return "\n".join([f"**{self.verdict}** {self.summary}", "", *head, *rows]) + "\n"

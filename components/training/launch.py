@@ -59,6 +59,8 @@ def launch(
             "CONVERGATE_FAILURES": folder,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))),
             "PYTHONUNBUFFERED": "1",
+            # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ..telemetry import Detection, StepRecord
 from ..telemetry.detectors import detectors
-from .session import Session, to_device
+from .batches import batch_size, to_device
+from .session import Session
 from .sync_guard import Stop
 
 LOSS_WINDOW_FRACTION = 0.1
@@ -81,7 +82,7 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
             loss = session.task.loss(session.model, batch)
         (session.guard.poisoned(loss) / accumulation).backward()  # type: ignore[no-untyped-call]
         total += loss.item() / accumulation
-        samples += _size(batch)
+        samples += batch_size(batch)
     limit = session.config.optimizer.grad_clip_norm
     norm = torch.nn.utils.clip_grad_norm_(session.module.parameters(), math.inf if limit is None else limit).item()
     if not math.isfinite(norm):
@@ -96,14 +97,6 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
 
 def _rate(session: Session) -> float:
     return float(session.optimizer.param_groups[0]["lr"])
-
-
-def _size(batch: Any) -> int:  # noqa: ANN401 - the user's own batch
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0])
-    if isinstance(batch, dict):
-        return _size(next(iter(batch.values())))
-    return _size(batch[0])
 
 
 def _periodic(session: Session, done: int, progress: Progress) -> None:

@@ -20,6 +20,7 @@ from ..schedule import build_schedule
 from ..schedule.torch_adapter import ScheduleLR
 from ..task import load_task
 from ..telemetry import TraceWriter
+from .batches import to_device
 from .data_order import DataOrder
 from .job import Job
 from .sync_guard import SyncGuard
@@ -168,17 +169,6 @@ class Session:
                 f"{ref.uri} was made under config {manifest.training_digest[:12]}…, this is"
                 f" {self.digests.training[:12]}… → --resume never, or resume with the config that made it"
             )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - the user's own batch
-    """A collated batch with its tensors on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def _device() -> torch.device:

@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import sys
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -31,8 +32,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 MAX_ATTEMPTS = 1000
 
 
-def main(job_file: str) -> int:
-    """Run the jobs of the file, one after the other, in this process; returns the exit code."""
+def main(job_file: str) -> None:
+    """Run the jobs of the file, one after the other, in this process."""
     die_with_parent()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(mode=not torch.cuda.is_available())
@@ -41,15 +42,21 @@ def main(job_file: str) -> int:
     try:
         for job in jobs:
             _run(job)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - noted, shown, and the process ends
         _note_failure(error)
-        if isinstance(error, ConvergateError):
-            print(f"convergate: rank {dist.get_rank()}: {error}", file=sys.stderr)  # noqa: T201
-            return int(error.exit_code)
-        raise
-    finally:
-        dist.destroy_process_group()
-    return 0
+        _end_at_once(error)
+    dist.destroy_process_group()
+
+
+def _end_at_once(error: Exception) -> NoReturn:
+    """Show the error and leave without any clean-up: that could wait for a rank that is gone."""
+    if isinstance(error, ConvergateError):
+        print(f"convergate: rank {dist.get_rank()}: {error}", file=sys.stderr)  # noqa: T201
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(getattr(error, "exit_code", 1)))
 
 
 def _run(job: Job) -> None:
@@ -74,7 +81,8 @@ def _run(job: Job) -> None:
         stop = agreed
         if stop.kind in ("interrupted", "budget"):
             save(session, progress)
-    session.trace.close()
+    finally:
+        session.trace.close()
     _report(session, progress, stop, events, perf_counter() - started)
 
 
@@ -196,4 +204,4 @@ def _note_failure(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1])

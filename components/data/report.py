@@ -1,0 +1,65 @@
+"""DataReport: what was expected of the data, what was found, and which data it was."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from ..config.document import Document, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ExpectationResult(BaseModel):
+    """One expectation over the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    passed: bool
+    observed: str
+    rows: list[int] = []
+    """The first rows that fail it, by their position in the table."""
+    num_rows: int = 0
+    """How many fail it."""
+    reason: str = ""
+
+
+class DataReport(Document):
+    """The validation of one table."""
+
+    verdict: Verdict
+    expectations: list[ExpectationResult]
+    num_rows: int
+    rows_by_split: dict[str, int]
+    classes_by_split: dict[str, dict[str, int]]
+    data_digest: str
+    """SHA-256 over the table's columns, types and values."""
+    snapshot: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """The first failed expectation, in words."""
+        return next((f"{e.name}: {e.reason}" for e in self.expectations if not e.passed), "")
+
+    def to_markdown(self) -> str:
+        """The expectations as a person reads them in the UI."""
+        rows = [
+            f"| {e.name} | {'PASS' if e.passed else 'FAIL'} | {e.observed} | {e.reason} |" for e in self.expectations
+        ]
+        head = [f"**{self.verdict}** {self.summary}", "", "| expectation | verdict | observed | reason |", "|---|---|---|---|"]
+        return "\n".join([*head, *rows, "", f"data digest `{self.data_digest}`"]) + "\n"
+
+
+def data_digest(table: "pd.DataFrame") -> str:
+    """SHA-256 over column names, types and values in row order; the same in every process."""
+    digest = hashlib.sha256()
+    for name in table.columns:
+        column = table[name]
+        digest.update(f"{name}:{column.dtype}:{len(column)}\n".encode())
+        if column.dtype.kind in "biuf":
+            digest.update(column.to_numpy().astype(column.dtype.newbyteorder("<")).tobytes())
+        else:
+            digest.update("\x1f".join(map(repr, column.tolist())).encode())
+    return digest.hexdigest()

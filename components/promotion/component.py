@@ -1,0 +1,65 @@
+"""The KFP faces of promotion."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Markdown, Output
+
+from ..images import LIGHT_IMAGE, TORCH_IMAGE
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def find_champion(config: str, champion: Output[Artifact]) -> str:
+    """Look up the champion that the candidate has to stand against.
+
+    Args:
+        config: The run config, as YAML text.
+        champion: Its uri and digest; both empty where there is none yet.
+
+    Returns:
+        The champion's uri, or nothing.
+    """
+    import json
+    from pathlib import Path
+
+    from convergate.components.config import parse_config
+    from convergate.components.promotion.champion import champion_reference
+
+    parsed = parse_config(config)
+    reference = champion_reference(parsed.storage.uri, parsed.promotion.model)
+    Path(champion.path).write_text(reference)
+    uri: str = json.loads(reference)["uri"]
+    return uri
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def promote(
+    config: str,
+    run_id: str,
+    decision: Input[Artifact],
+    promotion: Output[Artifact],
+    summary: Output[Markdown],
+) -> NamedTuple("Outputs", [("alias", str), ("version", str)]):  # type: ignore[valid-type]
+    """Register the candidate and set the alias that the decision allows.
+
+    Args:
+        config: The run config, as YAML text.
+        run_id: The run's id.
+        decision: The decision of gate.
+        promotion: What was set where.
+        summary: The same, for the UI.
+
+    Returns:
+        alias: challenger, or the champion's; version: of the registered model.
+    """
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from convergate.components.config import parse_config
+    from convergate.components.promotion.promote import promote_run
+    from convergate.components.slo.decision import Decision
+
+    result = promote_run(parse_config(config), run_id, Decision.from_json(Path(decision.path).read_bytes()))
+    Path(promotion.path).write_bytes(result.to_json())
+    Path(summary.path).write_text(result.to_markdown())
+    return NamedTuple("Outputs", [("alias", str), ("version", str)])(result.alias, result.version)

@@ -1,0 +1,77 @@
+"""The KFP faces of the SLO: opening a run, and the gate."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Output
+
+from ..images import LIGHT_IMAGE
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def open_run(config: str, run_id: str, job_id: str, kind: str, submitter: str) -> str:
+    """Record the start of a run in the ledger.
+
+    Args:
+        config: The run config, as YAML text.
+        run_id: The run's id; empty takes the pipeline job's.
+        job_id: The pipeline job's id.
+        kind: retrain, canary or sweep.
+        submitter: Who started it.
+
+    Returns:
+        The run's id.
+    """
+    from convergate.components.slo.gate import open_run
+
+    return open_run(config, run_id or job_id, kind, submitter).run_id  # type: ignore[arg-type]
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def gate(
+    config: str,
+    run_id: str,
+    plan: Input[Artifact],
+    training: Input[Artifact],
+    evaluation: Input[Artifact],
+    decision: Output[Artifact],
+    summary: Output[Markdown],
+    metrics: Output[Metrics],
+) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
+    """Decide by the convergence SLO: REJECT, HOLD, CHALLENGER or PROMOTE.
+
+    Args:
+        config: The run config, as YAML text.
+        run_id: The run's id.
+        plan: The RunPlan of validate_config.
+        training: The TrainingResult.
+        evaluation: The Evaluation of the candidate.
+        decision: The decision document, signed where a key is configured.
+        summary: Every check and SLI, for the UI.
+        metrics: The convergence rate of the window.
+
+    Returns:
+        verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), else FAIL; reason: of the decision.
+    """
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from convergate.components.config import parse_config
+    from convergate.components.config.plan import RunPlan
+    from convergate.components.evaluation.result import Evaluation
+    from convergate.components.slo.gate import run_gate
+    from convergate.components.training.result import TrainingResult
+
+    decided = run_gate(
+        parse_config(config),
+        RunPlan.from_json(Path(plan.path).read_bytes()),
+        TrainingResult.from_json(Path(training.path).read_bytes()),
+        Evaluation.from_json(Path(evaluation.path).read_bytes()),
+    )
+    Path(decision.path).write_bytes(decided.to_json())
+    Path(summary.path).write_text("\n".join(["```", *decided.lines(), "```"]) + "\n")
+    convergence = decided.standing.slis[0]
+    metrics.log_metric("runs_converged", convergence.count)
+    metrics.log_metric("runs_counted", convergence.total)
+    verdict = "PASS" if decided.sets_alias else "FAIL"
+    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(verdict, decided.summary)
