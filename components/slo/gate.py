@@ -25,7 +25,7 @@ def open_run(config_text: str, run_id: str, kind: RunKind = "retrain", submitter
     Raises:
         UserError: when the text names no experiment or model.
     """
-    root, experiment, model, team, digests = _identity(config_text)
+    root, experiment, model, team, digests = identity(config_text)
     start = StartRecord(
         run_id=run_id,
         kind=kind,
@@ -44,7 +44,7 @@ def open_run(config_text: str, run_id: str, kind: RunKind = "retrain", submitter
     return start
 
 
-def _identity(config_text: str) -> tuple[str, str, str, str, tuple[str, str]]:
+def identity(config_text: str) -> tuple[str, str, str, str, tuple[str, str]]:
     """Root, experiment, model, team and digests, of a valid config or of whatever YAML names them."""
     try:
         config = parse_config(config_text)

@@ -51,6 +51,8 @@ def run_training(
         resume=resume,
     )
     earlier = run_store.find("training", TrainingResult)
+    if resume == "auto" and earlier is not None and earlier.status == "completed":
+        return earlier
     started = perf_counter()
     try:
         launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)

@@ -1,0 +1,125 @@
+"""retrain, canary, train: what runs a model, on this machine."""
+
+import json
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from ..components.config import ProblemsError, RunConfig, config_digests, load_config
+from ..components.config.plan import RunPlan, make_plan
+from ..components.errors import ExitCode, UserError
+
+HOME = Path(".convergate")
+CONFIG = click.argument("config", type=click.Path(dir_okay=False))
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+def new_run_id(experiment: str) -> str:
+    """An id that sorts by time and is unique on its own."""
+    return f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+@click.command("retrain")
+@CONFIG
+@click.option("--host", help="Submit to Kubeflow Pipelines at this URL instead.")
+@JSON
+def retrain_command(config: str, host: str | None, as_json: bool) -> None:
+    """Run the whole DAG: validate, canary, train, evaluate, decide, promote.
+
+    The embedded S3 and MLflow servers are used unless AWS_ENDPOINT_URL, AWS credentials or MLFLOW_TRACKING_URI are set.
+
+    \b
+    Examples:
+      convergate retrain manifests/configs/digits.yaml
+      MLFLOW_TRACKING_URI=http://127.0.0.1:5000 convergate retrain manifests/configs/digits.yaml
+    """  # noqa: D301
+    from .progress import RunProgress
+
+    parsed, text = load_config(config)
+    if host:
+        from ..pipelines.submitting import submit
+
+        click.echo(submit(parsed, text, host))
+        return
+    from ..pipelines.here import retrain_here
+
+    run_id = new_run_id(parsed.experiment)
+    progress = RunProgress(parsed, run_id, quiet=as_json)
+    outcome = retrain_here(parsed, text, run_id, HOME, progress)
+    if as_json:
+        click.echo(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        progress.finish(outcome)
+    raise click.exceptions.Exit(outcome.exit_code)
+
+
+def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
+    """The plan of a run that starts without the DAG.
+
+    Raises:
+        ProblemsError: when preflight finds an error.
+    """
+    from ..components.config.preflight import preflight
+
+    errors = preflight(config).errors
+    if errors:
+        raise ProblemsError(path, errors)
+    return make_plan(config, run_id)
+
+
+@click.command("canary")
+@CONFIG
+@JSON
+def canary_command(config: str, as_json: bool) -> None:
+    """Run the canary alone and show its checks; exit 1 on FAIL, 3 on INCONCLUSIVE.
+
+    \b
+    Example:
+      convergate canary manifests/configs/digits.yaml --json
+    """  # noqa: D301
+    from ..canary.run import run_canary
+    from ..pipelines.servers import embedded_servers
+
+    parsed, text = load_config(config)
+    plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
+    with embedded_servers(HOME, mlflow=False):
+        report = run_canary(parsed, text, plan, on_line=lambda line: None if as_json else click.echo(f"  {line}", err=True))
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        for check in report.checks:
+            click.echo(f" {'✓' if check.passed else '✗'} {check.name:<34}{check.figure:<36}{check.reason}")
+        click.echo(f"{report.summary}")
+    codes = {"PASS": ExitCode.POSITIVE, "FAIL": ExitCode.NEGATIVE, "INCONCLUSIVE": ExitCode.UNDECIDED}
+    raise click.exceptions.Exit(codes[report.verdict])
+
+
+@click.command("train")
+@CONFIG
+@click.option("--resume", default="auto", show_default=True, help="auto, never, or the URI of a checkpoint.")
+@click.option("--run", "run_id", help="The run to train or continue; default: one per config.")
+@JSON
+def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -> None:
+    """Train alone. Interrupted or killed, the same command continues at the newest checkpoint.
+
+    \b
+    Examples:
+      convergate train manifests/configs/digits.yaml
+      convergate train manifests/configs/digits.yaml --resume never
+    """  # noqa: D301
+    from ..components.training.train import run_training
+    from ..pipelines.servers import embedded_servers
+
+    if resume not in ("auto", "never") and not resume.startswith("s3://"):
+        raise UserError(f"--resume {resume}: not a checkpoint → auto, never, or an s3:// URI")
+    parsed, text = load_config(config)
+    name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}"
+    plan = _plan(parsed, config, name)
+    with embedded_servers(HOME, mlflow=False):
+        result = run_training(
+            parsed, text, plan, resume=resume, on_line=lambda line: click.echo(line, err=True) if not as_json else None
+        )
+    click.echo(result.model_dump_json(indent=2) if as_json else f"{result.status}: {result.summary}\n{result.checkpoint_uri}")
+    raise click.exceptions.Exit(ExitCode.POSITIVE if result.verdict == "PASS" else ExitCode.NEGATIVE)

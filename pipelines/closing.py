@@ -1,0 +1,164 @@
+"""The end of a run, whatever happened: its class in the ledger, its report, its mirror in MLflow."""
+
+import logging
+from dataclasses import dataclass
+
+from ..canary.report import CanaryReport
+from ..components.config import ProblemsError, RunConfig, config_digests, parse_config
+from ..components.config.plan import RunPlan
+from ..components.data.report import DataReport
+from ..components.errors import ConvergateError
+from ..components.evaluation.result import Evaluation
+from ..components.promotion.promote import Promotion
+from ..components.report import RunPage, render, render_markdown
+from ..components.slo.decision import Decision, classify
+from ..components.slo.gate import end_record, identity
+from ..components.slo.ledger import EndRecord, Ledger
+from ..components.storage import RunStore
+from ..components.training.result import TrainingResult
+
+_log = logging.getLogger(__name__)
+ATTEMPTS_PREFIX = "training.json.attempts"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRun:
+    """A run's end and its page."""
+
+    end: EndRecord
+    html: str
+    markdown: str
+    report_uri: str
+
+
+def close_run(config_text: str, run_id: str, *, interrupted: bool = False) -> ClosedRun:
+    """Write the end once (an earlier one stands), render the report, and mirror the run to MLflow.
+
+    A tracker that fails is logged, and changes nothing.
+
+    Raises:
+        S3Error: when the ledger or the report cannot be written.
+    """
+    root, experiment, model, _, _ = identity(config_text)
+    store = RunStore(root, run_id)
+    page = load_page(config_text, root, run_id)
+    end = _end(page, store, interrupted)
+    ledger = Ledger(root, experiment, model)
+    if not ledger.close(end):
+        found = ledger.find(run_id)
+        assert found is not None
+        assert found.end is not None
+        end = found.end
+    page = load_page(config_text, root, run_id)
+    html, markdown = render(page), render_markdown(page)
+    location = store.prefix / "report.html"
+    store.store.write(location, html.encode(), "text/html; charset=utf-8")
+    _mirror(config_text, page, end)
+    return ClosedRun(end, html, markdown, str(location))
+
+
+def load_page(config_text: str, root: str, run_id: str, *, with_trace: bool = True) -> RunPage:
+    """Everything that a run has left behind so far; the trace of the canary where training has not begun."""
+    from ..components.telemetry import read_trace, read_validations
+
+    store = RunStore(root, run_id)
+    _, experiment, model, _, _ = identity(config_text)
+    run = Ledger(root, experiment, model).find(run_id)
+    trace_uri = str(store.prefix / "trace")
+    canary = store.find("canary", CanaryReport)
+    training = store.find("training", TrainingResult)
+    if training is None and canary is not None:
+        trace_uri = canary.trace_uri
+    return RunPage(
+        run_id=run_id,
+        config_text=config_text,
+        start=run.start if run else None,
+        end=run.end if run else None,
+        plan=store.find("plan", RunPlan),
+        data=store.find("data", DataReport),
+        canary=canary,
+        training=training,
+        evaluation=store.find("evaluation", Evaluation),
+        decision=store.find("decision", Decision),
+        promotion=store.find("promotion", Promotion),
+        trace=read_trace(trace_uri) if with_trace else None,
+        validations=read_validations(trace_uri) if with_trace else None,
+    )
+
+
+def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
+    started = any(store.store.list(store.prefix / ATTEMPTS_PREFIX))
+    run_class, reason = classify(
+        training_started=started, training=page.training, evaluation=page.evaluation, interrupted=interrupted
+    )
+    if run_class == "rejected":
+        reason = stop_reason(page) or reason
+    canary_hours = page.canary.seconds * page.canary.world_size / 3600 if page.canary else 0.0
+    return end_record(
+        page.run_id,
+        run_class,
+        reason,
+        page.training,
+        page.evaluation,
+        decision=page.decision,
+        extra_gpu_hours=canary_hours,
+        reached_training=started,
+    )
+
+
+def stop_reason(page: RunPage) -> str:
+    """Which step stopped the run, and why, in one line; nothing where none did."""
+    for name in ("plan", "data", "canary", "training"):
+        document = getattr(page, name)
+        if document is not None and document.verdict != "PASS":
+            return f"{name} {document.verdict}: {document.reason}"
+    if page.decision is not None and not page.decision.sets_alias:
+        return page.decision.summary
+    return ""
+
+
+def _mirror(config_text: str, page: RunPage, end: EndRecord) -> None:
+    from ..components.promotion.registry import flatten, mirror_run
+
+    try:
+        config = parse_config(config_text)
+        mirror_run(
+            config.experiment,
+            page.run_id,
+            params=dict(flatten(config.model_dump(mode="json"))),
+            tags=_tags(config, page, end),
+            series=_series(page),
+            finished=end.run_class == "converged",
+        )
+    except ProblemsError:
+        _log.warning("not mirrored to MLflow: the config is not valid")
+    except ConvergateError as error:
+        _log.warning("not mirrored to MLflow: %s", error)
+
+
+def _tags(config: RunConfig, page: RunPage, end: EndRecord) -> dict[str, str]:
+    digests = config_digests(config)
+    tags = {
+        "convergate.class": end.run_class,
+        "convergate.decision": end.decision or "none",
+        "convergate.reason": end.reason,
+        "convergate.training_digest": digests.training,
+        "convergate.policy_digest": digests.policy,
+        "convergate.team": config.owner.team,
+    }
+    if page.start is not None:
+        tags["convergate.submitter"] = page.start.submitter
+    return tags
+
+
+def _series(page: RunPage) -> dict[str, list[tuple[int, float]]]:
+    trace, validations = page.trace, page.validations
+    found: dict[str, list[tuple[int, float]]] = {}
+    if trace is not None and len(trace):
+        first = trace[trace["rank"] == 0]
+        for name in ("lr", "loss", "grad_norm"):
+            found[name] = list(zip(first["step"].astype(int), first[name].astype(float), strict=True))
+    if validations is not None and len(validations):
+        for name, rows in validations.groupby("metric"):
+            found[f"val_{name}"] = list(zip(rows["step"].astype(int), rows["value"].astype(float), strict=True))
+    return found
