@@ -82,9 +82,9 @@ def schedule_command(config: str, as_csv: bool, plot: Path | None, as_json: bool
     total = parsed.schedule.total_steps or parsed.total_steps(_facts(parsed).num_train_samples or 0)
     schedule = build_schedule(parsed.schedule, total_steps=total, batch_size=parsed.training.batch_size)
     if plot is not None:
-        from ..components.report.plots import write_schedule
+        from ..components.report import plot_schedule
 
-        write_schedule(schedule, plot)
+        plot_schedule(schedule, plot)
         click.echo(f"{plot} is written", err=True)
     rows = [(step, schedule.lr(step)) for step in range(total)]
     if as_csv:

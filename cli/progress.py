@@ -5,7 +5,8 @@ import sys
 import click
 
 from ..components.config import RunConfig, config_digests, derive_seed
-from ..components.report.page import RunPage
+from ..components.report import RunPage
+from ..pipelines.closing import steps as steps_of
 from ..pipelines.here import RunOutcome
 
 STEPS = ("validate config", "validate data", "canary", "train", "evaluate", "gate", "promote")
@@ -32,7 +33,7 @@ class RunProgress:
     def __call__(self, page: RunPage) -> None:
         """Show the steps that ended since the last call."""
         self._page = page
-        steps = page.steps()
+        steps = steps_of(page)
         if self._quiet:
             return
         for name, verdict, seconds, summary in steps[self._shown :]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..canary.report import CanaryReport
 from ..components.config import ProblemsError, RunConfig, config_digests, parse_config
+from ..components.config.document import Verdict
 from ..components.config.plan import RunPlan
 from ..components.data.report import DataReport
 from ..components.errors import ConvergateError
@@ -161,4 +162,22 @@ def _series(page: RunPage) -> dict[str, list[tuple[int, float]]]:
     if validations is not None and len(validations):
         for name, rows in validations.groupby("metric"):
             found[f"val_{name}"] = list(zip(rows["step"].astype(int), rows["value"].astype(float), strict=True))
+    return found
+
+
+def steps(page: RunPage) -> list[tuple[str, Verdict, float, str]]:
+    """(step, verdict, seconds, summary) of every document there is, in the DAG's order."""
+    documents = {
+        "validate config": page.plan,
+        "validate data": page.data,
+        "canary": page.canary,
+        "train": page.training,
+        "evaluate": page.evaluation,
+    }
+    found = [(name, doc.verdict, doc.seconds, doc.summary) for name, doc in documents.items() if doc is not None]
+    if page.decision is not None:
+        verdict: Verdict = "PASS" if page.decision.sets_alias else "FAIL"
+        found.append(("gate", verdict, page.decision.seconds, page.decision.summary))
+    if page.promotion is not None:
+        found.append(("promote", "PASS", page.promotion.seconds, page.promotion.summary))
     return found

@@ -13,10 +13,10 @@ from typing import Any
 
 from ..components.config import RunConfig
 from ..components.errors import ConvergateError, ExitCode, OutsideError
-from ..components.report.page import RunPage, verdict_sentence
+from ..components.report import RunPage, verdict_sentence
 from ..components.slo.ledger import Ledger
 from ..components.storage import RunStore, S3Location
-from .closing import close_run, load_page, stop_reason
+from .closing import close_run, load_page, steps, stop_reason
 from .compiling import compile_pipelines
 from .local import run_pipeline
 from .servers import embedded_servers
@@ -129,7 +129,7 @@ def _outcome(
         sentence=verdict_sentence(page),
         report=str(report),
         seconds=seconds,
-        step_seconds={name: duration for name, _, duration, _ in page.steps()},
+        step_seconds={name: duration for name, _, duration, _ in steps(page)},
     )
 
 
@@ -141,7 +141,7 @@ def _exit_code(page: RunPage) -> ExitCode:
         if page.decision.sets_alias:
             return ExitCode.OUTSIDE
         return ExitCode.UNDECIDED if page.decision.decision == "HOLD" else ExitCode.NEGATIVE
-    verdicts = [verdict for _, verdict, _, _ in page.steps()]
+    verdicts = [verdict for _, verdict, _, _ in steps(page)]
     if "FAIL" in verdicts:
         return ExitCode.NEGATIVE
     return ExitCode.UNDECIDED if "INCONCLUSIVE" in verdicts else ExitCode.OUTSIDE

@@ -1,104 +1,113 @@
-"""A checkpoint as a self-contained MLflow model: an exported program (PT2), which needs none of the task's code."""
+"""A checkpoint as a self-contained MLflow model: an exported program (PT2) that needs none of our code.
+
+    model = mlflow.pytorch.load_model("models:/digits@challenger")
+    scores = model(batch)
+
+What comes back is exported in evaluation mode and stays in it: `model.eval()` and `model.train()` raise, and
+it runs on the CPU. A batch may have any size; the other dimensions are those of `task.example()`.
+"""
 
 import contextlib
 import io
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import load_model_state
+from ..checkpoint import CheckpointError, load_model_state
 from ..config import RunConfig
 from ..errors import UserError
-from ..storage import S3Location
 from ..task import load_task
+from .registry import RUN_TAG, first_line, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+    from torch import Tensor, nn
 
-VERSION_TAG = "convergate.run_id"
+CHECKPOINT_TAG = "convergate.checkpoint"
+DIGEST_TAG = "convergate.checkpoint_digest"
 
 
 def register_candidate(
-    client: "MlflowClient", config: RunConfig, run_id: str, mlflow_run: str, uri: str, digest: str
+    client: "MlflowClient", config: RunConfig, mlflow_run: str, uri: str, digest: str
 ) -> str:
-    """Log and register the model of a checkpoint; returns its version. A retried call finds the version again.
-
-    `mlflow.pytorch.load_model("models:/<model>@challenger")` gives a module that takes batches of any size.
+    """Log and register the model of a checkpoint; returns its version. Repeated, it finds the version again.
 
     Raises:
-        UserError: when the model cannot be exported by torch.export.
-        CheckpointError: when the checkpoint is not what its digest says.
+        UserError: when the task's model cannot be exported by torch.export.
+        CheckpointError: when the checkpoint is not what its digest says, or is of another model.
     """
     name = config.promotion.model
-    for version in _versions(client, name):
-        if version.tags.get(VERSION_TAG) == run_id and version.tags.get("convergate.checkpoint_digest") == digest:
-            return str(version.version)
-    model_uri = _log_model(config, mlflow_run, uri, digest)
     with _quiet():
-        if not _exists(client, name):
+        found = find_version(client, name, mlflow_run, digest)
+        if found is not None:
+            return str(found.version)
+        logged = _log_model(config, mlflow_run, uri, digest)
+        if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        tags = {
-            VERSION_TAG: run_id,
-            "convergate.checkpoint": str(S3Location.parse(uri)),
-            "convergate.checkpoint_digest": digest,
-        }
-        created = client.create_model_version(name, source=model_uri, run_id=mlflow_run, tags=tags)
+        run_id = client.get_run(mlflow_run).data.tags.get(RUN_TAG, "")
+        tags = {RUN_TAG: run_id, CHECKPOINT_TAG: uri, DIGEST_TAG: digest}
+        created = client.create_model_version(
+            name, source=logged.model_uri, run_id=mlflow_run, tags=tags, model_id=logged.model_id
+        )
     return str(created.version)
 
 
-def _log_model(config: RunConfig, mlflow_run: str, uri: str, digest: str) -> str:
+def find_version(client: "MlflowClient", name: str, mlflow_run: str, digest: str) -> "ModelVersion | None":
+    """The version of a registered model that was made of this checkpoint in this run."""
+    for version in client.search_model_versions(f"name = '{name}' and run_id = '{mlflow_run}'"):
+        if version.tags.get(DIGEST_TAG) == digest:
+            return version
+    return None
+
+
+def _log_model(config: RunConfig, mlflow_run: str, uri: str, digest: str) -> Any:
     import mlflow
     import torch
 
     task = load_task(config.task)
     model = task.model()
-    model.load_state_dict(load_model_state(uri, digest))
-    model.eval()
+    try:
+        model.load_state_dict(load_model_state(uri, digest))
+    except RuntimeError as error:
+        raise CheckpointError(f"{uri} does not fit the task's model: {first_line(error)}") from error
     example = task.example()
-    with torch.inference_mode():
-        output = model(example)
-    batched = [(-1, *tensor.shape[1:]) for tensor in (example, output)]
-    kinds = [tensor.numpy().dtype for tensor in (example, output)]
+    signature = _signature(model.eval(), example)
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        return mlflow.pytorch.log_model(
+            model,
+            name="model",
+            signature=signature,
+            input_example=example.numpy(),
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            run_id=mlflow_run,
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"task.model() cannot be exported by torch.export: {first_line(error)}") from error
+
+
+def _signature(model: "nn.Module", example: "Tensor") -> "ModelSignature":
+    """Tensors in and out; the batch dimension, -1 here, is dynamic in the exported program."""
+    import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(kinds[0], batched[0])]), outputs=Schema([TensorSpec(kinds[1], batched[1])])
-    )
-    try:
-        with _quiet():
-            mlflow.set_tracking_uri(client_uri())
-            logged = mlflow.pytorch.log_model(
-                model,
-                name="model",
-                signature=signature,
-                input_example=example.numpy(),
-                serialization_format="pt2",
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-                run_id=mlflow_run,
-            )
-    except (torch.export.ExportError if hasattr(torch.export, "ExportError") else RuntimeError) as error:
-        raise UserError(f"the model cannot be exported by torch.export: {str(error).splitlines()[0]}") from error
-    return str(logged.model_uri)
-
-
-def client_uri() -> str:
-    """The server that models are logged to."""
-    from .registry import tracking_uri
-
-    return tracking_uri()
-
-
-def _versions(client: "MlflowClient", name: str) -> list[object]:
-    return list(client.search_model_versions(f"name = '{name}'", max_results=200))
-
-
-def _exists(client: "MlflowClient", name: str) -> bool:
-    return bool(client.search_registered_models(f"name = '{name}'"))
+    with torch.inference_mode():
+        output = model(example) if isinstance(example, torch.Tensor) else None
+    if not isinstance(output, torch.Tensor):
+        raise UserError("task.example() and the model's output have to be one tensor each, to be registered")
+    if example.ndim == 0 or len(example) < 2:  # noqa: PLR2004 - torch.export fixes a dimension of one
+        raise UserError(f"task.example() has the shape {list(example.shape)} → a batch of 2, [2, …]")
+    inputs, outputs = (Schema([TensorSpec(t.numpy().dtype, (-1, *t.shape[1:]))]) for t in (example, output))
+    return ModelSignature(inputs=inputs, outputs=outputs)
 
 
 @contextlib.contextmanager
-def _quiet() -> "contextlib.AbstractContextManager[None]":  # type: ignore[misc]
+def _quiet() -> Iterator[None]:
     """MLflow without its links and advice."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

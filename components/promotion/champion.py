@@ -5,14 +5,22 @@ A registry's alias has no history and its last writer wins (mlflow#2169); the re
 """
 
 import json
-from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..config.document import Document
-from ..errors import OutsideError
+from ..errors import ConvergateError, ExitCode, OutsideError
 from ..storage import ObjectExistsError, S3Location, S3NotFoundError, S3Store
+
+NUM_EARLIER = 10
+"""Releases before the previous one that a record keeps, to roll back to; the audit records keep all."""
+
+
+class ChampionChangedError(ConvergateError):
+    """Another promotion or a rollback came between: what was decided holds against a champion that was."""
+
+    exit_code = ExitCode.UNDECIDED
 
 
 class Release(BaseModel):
@@ -25,17 +33,26 @@ class Release(BaseModel):
     uri: str
     """The checkpoint under the release prefix."""
     digest: str
+    decision_digest: str = ""
+    """SHA-256 of the decision document that let it through, 64 hex digits."""
 
 
 class ChampionRecord(Document):
-    """The champion of a model, and the one before. `run_id` is of the change, not of the release."""
+    """The champion of a model, and those before. `run_id` is the release's, `created` the change's."""
 
     model: str
     champion: Release
     previous: Release | None = None
+    earlier: tuple[Release, ...] = ()
+    """The champions before `previous`, newest first."""
     action: Literal["promote", "rollback"]
     actor: str
     reason: str
+
+    def succeeded_by(self, release: Release) -> tuple[Release, tuple[Release, ...]]:
+        """What `previous` and `earlier` of the next record are, once `release` follows this champion."""
+        before = [r for r in (self.previous, *self.earlier) if r is not None and r != release]
+        return self.champion, tuple(before[:NUM_EARLIER])
 
 
 def read_champion(root: str, model: str) -> ChampionRecord | None:
@@ -51,30 +68,49 @@ def write_champion(root: str, record: ChampionRecord, expected: Release | None) 
     """Make `record` the champion if `expected` still is; then audit it. Returns the audit record's URI.
 
     Raises:
-        ObjectExistsError: when somebody else promoted meanwhile.
+        ChampionChangedError: when somebody else promoted or rolled back meanwhile.
     """
     store, location = S3Store(), _location(root, record.model)
     current, etag = _read(root, record.model)
     if (current.champion if current else None) != expected:
-        raise ObjectExistsError(
-            f"the champion of {record.model} was changed meanwhile, to version"
-            f" {current.champion.version if current else 'none'} → decide again: convergate gate {record.run_id}"
-        )
-    if etag is None:
-        store.create(location, record.to_json())
-    else:
-        store.replace(location, record.to_json(), etag)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    audit = S3Location.parse(root) / "champions" / record.model / "audit" / f"{stamp}-{record.run_id}.json"
-    store.create(audit, record.to_json())
-    return str(audit)
+        raise _changed(record, current)
+    try:
+        if etag is None:
+            store.create(location, record.to_json())
+        else:
+            store.replace(location, record.to_json(), etag)
+    except ObjectExistsError as error:
+        raise _changed(record, read_champion(root, record.model)) from error
+    return write_audit(root, record)
+
+
+def write_audit(root: str, record: ChampionRecord) -> str:
+    """Write the audit record of a change, unless it stands already; returns its URI."""
+    folder = S3Location.parse(root) / "champions" / record.model / "audit"
+    location = folder / f"{record.created:%Y%m%dT%H%M%S%f}-{record.run_id}.json"
+    try:
+        S3Store().create(location, record.to_json())
+    except ObjectExistsError:
+        if S3Store().read(location) != record.to_json():
+            raise
+    return str(location)
 
 
 def champion_reference(root: str, model: str) -> str:
     """The champion's uri and digest as JSON, both empty where there is none; the input of evaluation."""
     record = read_champion(root, model)
     champion = record.champion if record else None
-    return json.dumps({"uri": champion.uri if champion else "", "digest": champion.digest if champion else ""})
+    return json.dumps(
+        {"uri": champion.uri if champion else "", "digest": champion.digest if champion else ""}
+    )
+
+
+def _changed(record: ChampionRecord, current: ChampionRecord | None) -> ChampionChangedError:
+    now = f"v{current.champion.version} of run {current.champion.run_id}" if current else "nobody"
+    return ChampionChangedError(
+        f"{record.model}: {record.action} of run {record.run_id} refused: the champion was changed meanwhile,"
+        f" to {now} → a new run is measured against it"
+    )
 
 
 def _location(root: str, model: str) -> S3Location:

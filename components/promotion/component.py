@@ -8,7 +8,7 @@ from kfp.dsl import Artifact, Input, Markdown, Output
 from ..images import LIGHT_IMAGE, TORCH_IMAGE
 
 
-@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def find_champion(config: str, champion: Output[Artifact]) -> str:
     """Look up the champion that the candidate has to stand against.
 
@@ -32,7 +32,7 @@ def find_champion(config: str, champion: Output[Artifact]) -> str:
     return uri
 
 
-@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def promote(
     config: str,
     run_id: str,
@@ -62,4 +62,9 @@ def promote(
     result = promote_run(parse_config(config), run_id, Decision.from_json(Path(decision.path).read_bytes()))
     Path(promotion.path).write_bytes(result.to_json())
     Path(summary.path).write_text(result.to_markdown())
-    return NamedTuple("Outputs", [("alias", str), ("version", str)])(result.alias, result.version)
+
+    class Outputs(NamedTuple):
+        alias: str
+        version: str
+
+    return Outputs(result.alias, result.version)

@@ -1,24 +1,27 @@
 """Setting the alias that serving follows, and taking it back. One order, and harmless when it is repeated.
 
-Check the decision against config and checkpoint; copy the checkpoint to the release prefix; register the model; set
-`challenger`. For PROMOTE go on: write the champion record by compare and swap, set `previous_champion`, then the
-champion's alias, read both back. Where it breaks off, the record is the truth and `reconcile` sets the aliases.
+Check the decision against config and run; copy the checkpoint, verified, to the release prefix; register the
+model; set `challenger`. For PROMOTE go on: write the champion record by compare and swap against the champion
+that the decision knew, audit it, set `previous_champion` and then the champion's alias, and read both back.
+Where it breaks off, the record is the truth, and `reconcile` sets the aliases to it.
 """
 
 import getpass
+import hashlib
 import os
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..checkpoint import copy_checkpoint
+from ..checkpoint.store import read_manifest
 from ..config import RunConfig, config_digests
 from ..config.document import Document
 from ..errors import ConvergateError, OutsideError
 from ..slo.decision import KEY_VARIABLE, Decision
-from ..storage import RunStore, S3Location
+from ..storage import RunStore, S3Location, S3NotFoundError
 from .candidate import register_candidate
-from .champion import ChampionRecord, Release, read_champion, write_champion
+from .champion import ChampionRecord, Release, read_champion, write_audit, write_champion
 from .registry import find_or_create_run, mlflow_client
 
 if TYPE_CHECKING:
@@ -42,36 +45,52 @@ class Promotion(Document):
     """The released checkpoint."""
     digest: str
     audit_uri: str = ""
+    """The record of a change of champion; none for a challenger."""
+    decision_digest: str = ""
+    """SHA-256 of the decision document, 64 hex digits."""
 
     def to_markdown(self) -> str:
         """For the UI."""
-        return f"**{self.summary}**\n\n- checkpoint: `{self.uri}`\n- digest: `{self.digest}`\n- audit: `{self.audit_uri}`\n"
+        facts = {"checkpoint": self.uri, "digest": self.digest, "audit": self.audit_uri}
+        return (
+            "\n".join([f"**{self.summary}**", "", *(f"- {k}: `{v}`" for k, v in facts.items() if v)]) + "\n"
+        )
 
 
 def promote_run(config: RunConfig, run_id: str, decision: Decision, actor: str = "") -> Promotion:
     """Do what a decision allows; stores and returns what was set.
 
+    A decision that was carried out is not carried out again: a step that is retried after a rollback
+    doesn't undo it.
+
     Raises:
-        PromotionError: when the decision allows no alias, or is about another config.
+        PromotionError: when the decision allows no alias, or is about another config, run or checkpoint.
         SignatureError: when a key is configured and the decision's signature does not match.
         CheckpointError: when the checkpoint is not what the decision says.
-        ObjectExistsError: when somebody else promoted meanwhile.
+        ChampionChangedError: when the champion is no longer the one that the decision knew.
+        UserError: when the model cannot be exported.
         OutsideError: when S3 or MLflow fails.
     """
     started = perf_counter()
-    _require_allowed(config, decision)
+    _require_allowed(config, run_id, decision)
     root, model = config.storage.uri, config.promotion.model
-    target = S3Location.parse(root) / "releases" / model / run_id
-    uri, digest = copy_checkpoint(decision.checkpoint_uri, decision.checkpoint_digest, target)
+    decision_digest = hashlib.sha256(decision.to_json()).hexdigest()
+    done = RunStore(root, run_id).find("promotion", Promotion)
+    if done is not None and done.decision_digest == decision_digest:
+        reconcile(config)
+        return done
+    uri, digest = _release(decision, S3Location.parse(root) / "releases" / model / run_id)
     with mlflow_client() as client:
         mlflow_run = find_or_create_run(client, config.experiment, run_id)
-        version = register_candidate(client, config, run_id, mlflow_run, uri, digest)
+        version = register_candidate(client, config, mlflow_run, uri, digest)
         _set_alias(client, model, CHALLENGER, version)
         alias, audit = CHALLENGER, ""
         if decision.decision == "PROMOTE":
-            release = Release(version=version, run_id=run_id, uri=uri, digest=digest)
-            audit = _crown(config, run_id, release, actor or _user(), decision.summary)
-            reconcile(client, config)
+            release = Release(
+                version=version, run_id=run_id, uri=uri, digest=digest, decision_digest=decision_digest
+            )
+            audit = _crown(config, release, decision, actor or _user())
+            _reconcile(client, config)
             alias = config.promotion.alias
     promotion = Promotion(
         run_id=run_id,
@@ -83,73 +102,114 @@ def promote_run(config: RunConfig, run_id: str, decision: Decision, actor: str =
         uri=uri,
         digest=digest,
         audit_uri=audit,
+        decision_digest=decision_digest,
     )
     RunStore(root, run_id).put("promotion", promotion)
     return promotion
 
 
 def roll_back(config: RunConfig, reason: str, actor: str = "") -> ChampionRecord:
-    """Make the previous champion champion again.
+    """Make the previous champion champion again; repeated, it goes further back and never forward.
 
     Raises:
         PromotionError: when there is no previous champion.
+        CheckpointError: when the previous champion's release was changed.
+        ChampionChangedError: when somebody else promoted or rolled back meanwhile.
+        OutsideError: when S3 or MLflow fails; once the record stands, `reconcile` finishes the rest.
     """
     root, model = config.storage.uri, config.promotion.model
     current = read_champion(root, model)
     if current is None or current.previous is None:
         raise PromotionError(f"{model} has no previous champion: there is nothing to go back to")
+    back = current.previous
+    read_manifest(back.uri, back.digest)
     record = ChampionRecord(
-        run_id=current.previous.run_id,
+        run_id=back.run_id,
         model=model,
-        champion=current.previous,
-        previous=current.champion,
+        champion=back,
+        previous=current.earlier[0] if current.earlier else None,
+        earlier=current.earlier[1:],
         action="rollback",
         actor=actor or _user(),
         reason=reason,
-        summary=f"{model} v{current.previous.version} is champion again",
+        summary=f"{model} v{back.version} is champion again, v{current.champion.version} is not",
     )
     write_champion(root, record, expected=current.champion)
-    with mlflow_client() as client:
-        reconcile(client, config)
+    reconcile(config)
     return record
 
 
-def reconcile(client: "MlflowClient", config: RunConfig) -> None:
-    """Set the registry's aliases to what the champion record says, and read them back."""
+def reconcile(config: RunConfig) -> None:
+    """Set the registry's aliases to what the champion record says, and read them back.
+
+    Raises:
+        OutsideError: when MLflow fails, or another writer keeps changing an alias.
+    """
+    with mlflow_client() as client:
+        _reconcile(client, config)
+
+
+def _reconcile(client: "MlflowClient", config: RunConfig) -> None:
     model = config.promotion.model
     record = read_champion(config.storage.uri, model)
     if record is None:
         return
     if record.previous is not None:
         _set_alias(client, model, PREVIOUS, record.previous.version)
+    elif PREVIOUS in client.get_registered_model(model).aliases:
+        client.delete_registered_model_alias(model, PREVIOUS)
     _set_alias(client, model, config.promotion.alias, record.champion.version)
 
 
-def _crown(config: RunConfig, run_id: str, release: Release, actor: str, reason: str) -> str:
-    """Write the champion record, unless this run's release is champion already (a retried step)."""
+def _release(decision: Decision, target: S3Location) -> tuple[str, str]:
+    """Copy the checkpoint to its release prefix, unless it stands there; a release is never overwritten."""
+    try:
+        _, found = read_manifest(str(target))
+    except S3NotFoundError:
+        return copy_checkpoint(decision.checkpoint_uri, decision.checkpoint_digest, target)
+    if found != decision.checkpoint_digest:
+        raise PromotionError(
+            f"{target} holds the checkpoint {found[:12]}…, the decision is about"
+            f" {decision.checkpoint_digest[:12]}…: a release is never overwritten → retrain as a new run"
+        )
+    return str(target), found
+
+
+def _crown(config: RunConfig, release: Release, decision: Decision, actor: str) -> str:
+    """Write the champion record, unless the release is champion already; returns the audit record's URI."""
     root, model = config.storage.uri, config.promotion.model
     current = read_champion(root, model)
-    if current is not None and current.champion == release:
-        return ""
+    if current is not None and (current.champion.run_id, current.champion.digest) == (
+        release.run_id,
+        release.digest,
+    ):
+        return write_audit(root, current)
+    previous, earlier = current.succeeded_by(release) if current else (None, ())
     record = ChampionRecord(
-        run_id=run_id,
+        run_id=release.run_id,
         model=model,
         champion=release,
-        previous=current.champion if current else None,
+        previous=previous,
+        earlier=earlier,
         action="promote",
         actor=actor,
-        reason=reason,
+        reason=decision.summary,
         summary=f"{model} v{release.version} is champion",
     )
-    return write_champion(root, record, expected=current.champion if current else None)
+    known = current.champion if current and current.champion.uri == decision.champion_uri else None
+    return write_champion(root, record, expected=known)
 
 
-def _require_allowed(config: RunConfig, decision: Decision) -> None:
+def _require_allowed(config: RunConfig, run_id: str, decision: Decision) -> None:
+    if decision.run_id != run_id:
+        raise PromotionError(f"the decision is about run {decision.run_id}, not {run_id}")
     if not decision.sets_alias:
-        raise PromotionError(f"the decision of run {decision.run_id} is {decision.decision}: no alias may be set")
+        raise PromotionError(f"the decision of run {run_id} is {decision.decision}: no alias may be set")
     digests = config_digests(config)
     if (decision.training_digest, decision.policy_digest) != (digests.training, digests.policy):
-        raise PromotionError(f"the decision of run {decision.run_id} is about another config → convergate gate")
+        raise PromotionError(
+            f"the decision of run {run_id} is about another config → decide again: convergate gate {run_id}"
+        )
     key = os.environ.get(KEY_VARIABLE)
     if key:
         decision.verify(Path(key))
@@ -159,7 +219,9 @@ def _set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> 
     client.set_registered_model_alias(model, alias, version)
     found = str(client.get_model_version_by_alias(model, alias).version)
     if found != version:
-        raise OutsideError(f"{model}@{alias} is version {found} after it was set to {version}: somebody else writes it")
+        raise OutsideError(
+            f"{model}@{alias} is v{found} after it was set to v{version}: somebody else writes it"
+        )
 
 
 def _user() -> str:

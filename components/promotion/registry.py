@@ -1,24 +1,33 @@
-"""MLflow, bounded in time: the registry, and each run's mirror for people. A tracker's outage changes no verdict."""
+"""MLflow, bounded in time: the client, and each run's mirror for people. Its outage changes no verdict."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
-
-import requests
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from ..errors import OutsideError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 START_SECONDS = 90.0
-"""A server on a fresh SQLite file migrates first, about 20 s."""
-REQUEST_SECONDS = 60
+"""A server on a fresh SQLite file migrates first: about 20 s, more beside other work."""
+_REQUEST_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
 SERIES_POINTS = 500
-BATCH_POINTS = 1000
+_BATCH_METRICS, _BATCH_PARAMS = 1000, 100
+"""What one `log_batch` takes."""
+_VALUE_LENGTH = 5000
 RUN_TAG = "convergate.run_id"
+_SERVER_ERROR = 500
 
 
 def tracking_uri() -> str:
@@ -41,32 +50,51 @@ def wait_for_mlflow(timeout_s: float = START_SECONDS) -> str:
     """
     uri = tracking_uri()
     deadline = monotonic() + timeout_s
-    while uri.startswith("http"):
-        try:
-            if requests.get(f"{uri.rstrip('/')}/health", timeout=5).ok:
-                break
-        except requests.RequestException:
-            pass
+    while uri.startswith("http") and not _answers(uri):
         if monotonic() > deadline:
-            raise OutsideError(f"MLflow at {uri} does not answer within {timeout_s:.0f} s → check MLFLOW_TRACKING_URI")
+            raise OutsideError(
+                f"MLflow at {uri} does not answer within {timeout_s:.0f} s"
+                " → check MLFLOW_TRACKING_URI, or the embedded server's logs/mlflow.log"
+            )
         sleep(0.2)
     return uri
 
 
+def _answers(uri: str) -> bool:
+    """Whether a server is there: one that refuses us is, a gateway without its server is not."""
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310 - the scheme is http or https
+            return True
+    except HTTPError as error:
+        return error.code < _SERVER_ERROR
+    except OSError:
+        return False
+
+
 @contextmanager
 def mlflow_client(timeout_s: float = START_SECONDS) -> Iterator["MlflowClient"]:
-    """A client of the configured server; what MLflow raises inside the block becomes an OutsideError."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    """A client of the configured server, whose requests are bounded unless the environment bounds them.
+
+    Raises:
+        OutsideError: when the server is not there, and for whatever MLflow raises inside the block.
+    """
+    for name, value in _REQUEST_LIMITS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = wait_for_mlflow(timeout_s)
+    import requests  # type: ignore[import-untyped]
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, requests.RequestException) as error:
-        raise OutsideError(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
+        raise OutsideError(f"MLflow at {uri}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its name where it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def find_or_create_run(client: "MlflowClient", experiment: str, run_id: str) -> str:
@@ -88,28 +116,38 @@ def mirror_run(
     series: Mapping[str, Sequence[tuple[int, float]]],
     finished: bool,
 ) -> None:
-    """Show a run in MLflow: its config, what became of it, and its curves, downsampled.
+    """Show a run in MLflow: config, end, and curves, downsampled. Harmless when repeated.
 
     Raises:
         OutsideError: when MLflow fails.
     """
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Param, RunTag
 
     with mlflow_client() as client:
         mlflow_run = find_or_create_run(client, experiment, run_id)
-        points = [
-            Metric(name, value, 0, step)
-            for name, values in series.items()
-            for step, value in values[:: max(1, len(values) // SERIES_POINTS)]
-        ]
-        client.log_batch(
-            mlflow_run,
-            params=[Param(key, str(value)[:500]) for key, value in params.items()][:100],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-        for start in range(0, len(points), BATCH_POINTS):
-            client.log_batch(mlflow_run, metrics=points[start : start + BATCH_POINTS])
+        client.log_batch(mlflow_run, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in tags.items()])
+        all_params = [Param(key, str(value)[:_VALUE_LENGTH]) for key, value in params.items()]
+        for start in range(0, len(all_params), _BATCH_PARAMS):
+            client.log_batch(mlflow_run, params=all_params[start : start + _BATCH_PARAMS])
+        metrics = [metric for name, points in series.items() for metric in _metrics(name, points)]
+        for start in range(0, len(metrics), _BATCH_METRICS):
+            client.log_batch(mlflow_run, metrics=metrics[start : start + _BATCH_METRICS])
         client.set_terminated(mlflow_run, "FINISHED" if finished else "FAILED")
+
+
+def _metrics(name: str, points: Sequence[tuple[int, float]]) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    # The step stands for the time too: a point that is sent again is the same point, and not a second one.
+    return [Metric(name, value, step, step) for step, value in downsample(points)]
+
+
+def downsample(points: Sequence[tuple[int, float]], most: int = SERIES_POINTS) -> list[tuple[int, float]]:
+    """At most `most` (≥ 2) evenly spaced points, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    stride = ceil((len(points) - 1) / (most - 1))
+    return [*points[: len(points) - 1 : stride], points[-1]]
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """The style of every picture, and its way into the page.
 
-Text stays text (`svg.fonttype: none`): a tenth of the size of glyphs as paths, sharp at every zoom, in the page's own
-font. Colours become CSS variables with the light colour as fallback, so the page alone says what dark looks like.
+Text stays text (`svg.fonttype: none`): a tenth of the size of glyphs as paths, sharp at every zoom, in the
+page's own font. Colours become CSS variables with the light colour as fallback, so the page alone says what
+dark looks like. Matplotlib is imported when something is drawn.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ COLOURS = {
     "series3": "#a8528a",
 }
 NUM_SERIES = 4
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "convergate",
     "path.simplify": True,
@@ -73,12 +74,13 @@ def style() -> Iterator[None]:
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        settings: Any = mpl.rcParams
+        settings.update(_STYLE)
         yield
 
 
 def new_figure(height: float) -> "Figure":
-    """An empty figure of the page's width; `height` in inches. No pyplot: nothing global, nothing to close."""
+    """An empty figure of the page's width, `height` inches high; without pyplot nothing global stays."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
@@ -97,7 +99,9 @@ def picture(name: str, label: str, height: float, paint: "Callable[[Figure], Non
         figure = new_figure(height)
         paint(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     return _inline(buffer.getvalue(), name, label)
 
 
@@ -105,7 +109,7 @@ def step_axis(axes: "Axes", label: str = "update") -> None:
     """The x axis of a run: whole updates, few ticks, thousands grouped."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel(label)
     axes.margins(x=0.01)
@@ -124,7 +128,7 @@ def value_axis(axes: "Axes", *, logarithmic: bool = False) -> None:
             axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=8))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(plain)
 
 

@@ -67,8 +67,9 @@ class Promoted(Protocol):
 class RunPage:
     """The documents of one run.
 
-    `trace` has the columns attempt, rank, step, lr, lr_planned, loss, grad_norm, step_seconds and samples; of a run
-    that never reached training it may be the canary's. `validations` has the columns step, metric, value.
+    `trace` has the columns attempt, rank, step, lr, lr_planned, loss, grad_norm, step_seconds and samples; of
+    a run that never reached training it may be the canary's. `validations` has the columns step, metric and
+    value.
     """
 
     run_id: str

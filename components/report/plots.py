@@ -1,6 +1,5 @@
 """One function a picture; each gives an inline SVG. Matplotlib is imported when something is drawn."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ import numpy as np
 from ..errors import UserError
 from ..schedule import Schedule
 from ..slo.standing import Sli, Standing
+from .annotations import draw_marks, draw_non_finite, label_last, legend
 from .drawing import COLOURS, NUM_SERIES, new_figure, picture, step_axis, style, value_axis
 from .series import Floats, Mark, by_rank, non_finite_steps, smoothed, thin
 
@@ -24,28 +24,25 @@ SAMPLED_STEPS = 20_000
 MAX_METRICS = 4
 LOG_SPAN = 30.0
 """Values that span more than this factor stand on a logarithmic axis."""
-CLUSTER_FRACTION = 0.035
-"""Marks closer than this part of the axis share one label."""
 HEIGHT = 2.5
 
 
 def planned_rates(schedule: Schedule) -> tuple[Floats, Floats]:
-    """Steps and rates of a whole schedule, first and last step included, at no more than `SAMPLED_STEPS` steps."""
+    """Steps and rates of a whole schedule at `SAMPLED_STEPS` steps at most, its first and last among them."""
     count = min(schedule.total_steps, SAMPLED_STEPS)
     steps = np.unique(np.linspace(0, schedule.total_steps - 1, count).round())
     return steps, np.array([schedule.lr(int(step)) for step in steps])
 
 
 def learning_rate(trace: "pd.DataFrame | None", schedule: Schedule | None, marks: list[Mark]) -> str:
-    """The planned rate, thick and pale, under the applied one, thin and dark; what is off plan stands out in red."""
+    """The planned rate, thick and pale, under the applied one, thin and dark; red is what is off plan."""
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
         if schedule is not None:
             _planned(axes, *planned_rates(schedule))
         if trace is not None:
-            ranks = {rank: rows for rank, rows in trace.groupby("rank")}
-            first = ranks[min(ranks)]
+            first = trace[trace["rank"] == trace["rank"].min()]
             steps = first["step"].to_numpy(dtype=np.float64)
             if schedule is None:
                 _planned(axes, steps, first["lr_planned"].to_numpy(dtype=np.float64))
@@ -55,15 +52,14 @@ def learning_rate(trace: "pd.DataFrame | None", schedule: Schedule | None, marks
         axes.set_ylim(bottom=0)
         step_axis(axes)
         value_axis(axes)
-        _draw_marks(axes, marks)
-        axes.legend(loc="upper right", ncols=3, borderaxespad=0)
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
+        draw_marks(axes, marks)
+        legend(axes)
 
     return picture("lr", "Learning rate, planned and applied, over the updates", HEIGHT, paint)
 
 
 def training_loss(trace: "pd.DataFrame", marks: list[Mark]) -> str:
-    """Each rank's loss raw and pale, smoothed on top; many ranks as their range and median. Gaps are not finite."""
+    """Each rank's loss, raw and pale with its median on top; many ranks as one band. Gaps are not finite."""
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -73,14 +69,16 @@ def training_loss(trace: "pd.DataFrame", marks: list[Mark]) -> str:
                 colour = COLOURS[f"series{index}"]
                 axes.plot(*thin(steps, values, POINTS // 2), color=colour, linewidth=0.7, alpha=0.3)
                 smooth, _ = smoothed(values)
-                axes.plot(*thin(steps, smooth, POINTS // 2), color=colour, linewidth=1.5, label=f"rank {rank}")
+                axes.plot(
+                    *thin(steps, smooth, POINTS // 2), color=colour, linewidth=1.5, label=f"rank {rank}"
+                )
         else:
             _ranks_as_band(axes, trace, len(ranks))
         step_axis(axes)
         value_axis(axes, logarithmic=_spans_decades(trace["loss"].to_numpy(dtype=np.float64)))
-        _draw_non_finite(axes, non_finite_steps(trace))
-        _draw_marks(axes, marks)
-        axes.legend(loc="upper right", ncols=4, borderaxespad=0)
+        draw_non_finite(axes, non_finite_steps(trace))
+        draw_marks(axes, marks)
+        legend(axes)
 
     return picture("loss", "Training loss of each rank over the updates", HEIGHT, paint)
 
@@ -95,21 +93,25 @@ def validation_metrics(validations: "pd.DataFrame", metric: str = "", target: fl
             rows = validations[validations["metric"] == name].sort_values("step")
             steps, values = rows["step"].to_numpy(dtype=np.float64), rows["value"].to_numpy(dtype=np.float64)
             marker = {"marker": "o", "markersize": 3.5} if len(rows) <= 60 else {}  # noqa: PLR2004 - dots then touch
-            axes.plot(*thin(steps, values, POINTS // 2), color=COLOURS[f"series{index}"], linewidth=1.5, **marker)
-            _draw_non_finite(axes, steps[~np.isfinite(values)])
+            axes.plot(
+                *thin(steps, values, POINTS // 2), color=COLOURS[f"series{index}"], linewidth=1.5, **marker
+            )
+            draw_non_finite(axes, steps[~np.isfinite(values)])
             if name == metric and target is not None:
                 axes.axhline(target, color=COLOURS["good"], linewidth=1.1, linestyle=(0, (5, 3)))
                 axes.annotate(
                     f"target {target:g}", (1, target), xycoords=("axes fraction", "data"), xytext=(0, -3),
                     textcoords="offset points", ha="right", va="top", color=COLOURS["good"], fontsize=9,
                 )  # fmt: skip
-            _label_last(axes, steps, values)
+            label_last(axes, steps, values)
             axes.margins(y=0.14)
             value_axis(axes)
             axes.set_title(name, loc="left", fontsize=9.5, color=COLOURS["ink"])
             step_axis(axes, "update" if index == len(names) - 1 else "")
 
-    return picture("validation", f"Validation: {', '.join(names)}", max(HEIGHT, 0.4 + 1.35 * len(names)), paint)
+    return picture(
+        "validation", f"Validation: {', '.join(names)}", max(HEIGHT, 0.4 + 1.35 * len(names)), paint
+    )
 
 
 def gradient_norm(trace: "pd.DataFrame", clip: float | None, marks: list[Mark]) -> str:
@@ -133,14 +135,14 @@ def gradient_norm(trace: "pd.DataFrame", clip: float | None, marks: list[Mark]) 
         if not logarithmic:
             axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.05)
         value_axis(axes, logarithmic=logarithmic)
-        _draw_non_finite(axes, non_finite_steps(trace))
-        _draw_marks(axes, marks)
+        draw_non_finite(axes, non_finite_steps(trace))
+        draw_marks(axes, marks)
 
     return picture("gradient", "Gradient norm over the updates", HEIGHT, paint)
 
 
 def slo_intervals(standing: Standing) -> str:
-    """Each SLI as the interval between its one-sided 95 % bounds, against its target; the good side is shaded."""
+    """Each SLI between its one-sided 95 % bounds, against its target; the good side is shaded."""
     rates = [sli for sli in standing.slis if sli.high is not None]
     costs = [sli for sli in standing.slis if sli.high is None]
     rows = [len(rates)] * bool(rates) + [1] * len(costs)
@@ -152,7 +154,9 @@ def slo_intervals(standing: Standing) -> str:
         for axes, sli in zip(panels, costs, strict=True):
             _cost_panel(axes, sli)
 
-    return picture("slo", "The SLO: each indicator's interval against its target", 0.6 + 0.62 * sum(rows), paint)
+    return picture(
+        "slo", "The SLO: each indicator's interval against its target", 0.6 + 0.62 * sum(rows), paint
+    )
 
 
 def plot_schedule(schedule: Schedule, path: Path) -> None:
@@ -163,7 +167,9 @@ def plot_schedule(schedule: Schedule, path: Path) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
-        raise UserError(f"{path}: the suffix {suffix or 'is missing and'} says no known picture → FILE.png or FILE.svg")
+        raise UserError(
+            f"{path}: the suffix {suffix or 'is missing and'} says no known picture → FILE.png or FILE.svg"
+        )
     with style():
         figure = new_figure(HEIGHT + 0.3)
         axes = figure.add_subplot()
@@ -194,7 +200,9 @@ def _off_plan(axes: "Axes", trace: "pd.DataFrame") -> None:
 def _ranks_as_band(axes: "Axes", trace: "pd.DataFrame", num_ranks: int) -> None:
     finite = trace[np.isfinite(trace["loss"].to_numpy(dtype=np.float64))].groupby("step")["loss"]
     steps = np.array(sorted(finite.groups), dtype=np.float64)
-    low, high = (thin(steps, edge.to_numpy(dtype=np.float64), POINTS // 2) for edge in (finite.min(), finite.max()))
+    low, high = (
+        thin(steps, edge.to_numpy(dtype=np.float64), POINTS // 2) for edge in (finite.min(), finite.max())
+    )
     for edge in (low, high):
         axes.plot(*edge, color=COLOURS["series0"], linewidth=0.6, alpha=0.35)
     smooth, _ = smoothed(finite.median().to_numpy(dtype=np.float64))
@@ -205,45 +213,6 @@ def _ranks_as_band(axes: "Axes", trace: "pd.DataFrame", num_ranks: int) -> None:
 def _spans_decades(values: Floats) -> bool:
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and finite.max() / finite.min() > LOG_SPAN)
-
-
-def _draw_non_finite(axes: "Axes", steps: Floats) -> None:
-    """Crosses on the lower edge where there is no value to draw."""
-    if not len(steps):
-        return
-    shown = steps[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 200)).round().astype(int))]
-    axes.plot(
-        shown, np.full(len(shown), 0.03), transform=axes.get_xaxis_transform(), color=COLOURS["bad"],
-        linestyle="none", marker="x", markersize=5, markeredgewidth=1.4, label="not finite", clip_on=False,
-    )  # fmt: skip
-
-
-def _draw_marks(axes: "Axes", marks: list[Mark]) -> None:
-    """A vertical line an event, with its number on top; events that stand close share a label."""
-    low, high = axes.get_xlim()
-    clusters: list[list[Mark]] = []
-    for mark in marks:
-        if clusters and mark.step - clusters[-1][0].step <= CLUSTER_FRACTION * (high - low):
-            clusters[-1].append(mark)
-        else:
-            clusters.append([mark])
-    for cluster in clusters:
-        colour = COLOURS["bad" if any(mark.bad for mark in cluster) else "muted"]
-        for step in {mark.step for mark in cluster[:20]}:
-            axes.axvline(step, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
-        numbers = f"{cluster[0].number}" if len(cluster) == 1 else f"{cluster[0].number}–{cluster[-1].number}"
-        axes.annotate(
-            numbers, (cluster[0].step, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-            textcoords="offset points", ha="center", va="bottom", color=colour, fontsize=9, fontweight="bold",
-        )  # fmt: skip
-
-
-def _label_last(axes: "Axes", steps: Floats, values: Floats) -> None:
-    if len(values) and math.isfinite(values[-1]):
-        axes.annotate(
-            f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, 5), textcoords="offset points",
-            ha="right", va="bottom", fontsize=9, fontweight="bold",
-        )  # fmt: skip
 
 
 def _rate_panel(axes: "Axes", slis: list[Sli]) -> None:
@@ -282,6 +251,8 @@ def _cost_panel(axes: "Axes", sli: Sli) -> None:
 
 
 def _readable(name: str) -> str:
-    return {"convergence_rate": "converged", "anomalous_rate": "anomalous", "lr_sync_errors": "LR sync errors"}.get(
-        name, name.replace("_", " ")
-    )
+    return {
+        "convergence_rate": "converged",
+        "anomalous_rate": "anomalous",
+        "lr_sync_errors": "LR sync errors",
+    }.get(name, name.replace("_", " "))

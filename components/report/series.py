@@ -61,7 +61,7 @@ class Deviation:
 
 
 def thin(steps: Floats, values: Floats, limit: int) -> tuple[Floats, Floats]:
-    """At most about `limit` points of a series: of each bucket its smallest, its largest and, as a gap, a non-finite.
+    """About `limit` points of a series: of each bucket its smallest, its largest and, as a gap, a NaN.
 
     Args:
         steps: ascending, [points].
@@ -131,8 +131,10 @@ def non_finite_steps(trace: "pd.DataFrame") -> Floats:
 
 
 def marks(page: RunPage) -> list[Mark]:
-    """The training's events, and each stretch of non-finite records that no event tells of; numbered by step."""
-    events = [(event.step, event.kind, event.detail) for event in page.training.events] if page.training else []
+    """The training's events, and each stretch of non-finite records that none of them tells of, by step."""
+    events = (
+        [(event.step, event.kind, event.detail) for event in page.training.events] if page.training else []
+    )
     told = {step for step, kind, _ in events if "non_finite" in kind}
     if page.trace is not None and not page.trace.empty:
         events += [found for found in _stretches(page.trace) if not told & {found[0], found[0] + 1}]

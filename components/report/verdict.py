@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ...canary.report import CanaryReport
 from ..slo.decision import Decision
 from ..slo.ledger import EndRecord
 from ..training.result import TrainingResult
@@ -30,7 +31,7 @@ def headline(page: RunPage) -> Headline:
     if page.decision is not None:
         return _decided(page, page.decision)
     if page.start is not None and page.start.kind == "canary" and page.canary is not None:
-        return _canary_alone(page)
+        return _canary_alone(page.canary)
     return _interrupted(page) or _stopped(page) or _unfinished(page)
 
 
@@ -41,18 +42,24 @@ def _decided(page: RunPage, decision: Decision) -> Headline:
     if decision.decision == "HOLD":
         return Headline("HOLD", "open", _sentence(f"Held, although the candidate passes its checks: {why}"))
     if page.promotion is None:
-        state = "no alias is set yet" if page.end is None else f"no alias was set: {page.end.reason or 'no reason given'}"
+        state = (
+            "no alias is set yet"
+            if page.end is None
+            else f"no alias was set: {page.end.reason or 'no reason given'}"
+        )
         tone: Tone = "open" if page.end is None else "bad"
-        return Headline(decision.decision, tone, _sentence(f"Decided {decision.decision} ({why}), but {state}"))
+        return Headline(
+            decision.decision, tone, _sentence(f"Decided {decision.decision} ({why}), but {state}")
+        )
     name = f"{page.promotion.model} v{page.promotion.version} is now {page.promotion.alias}"
     if decision.decision == "CHALLENGER":
-        return Headline("CHALLENGER", "good", _sentence(f"{name}: the candidate passes its checks, and {why}"))
+        return Headline(
+            "CHALLENGER", "good", _sentence(f"{name}: the candidate passes its checks, but {why}")
+        )
     return Headline("PROMOTE", "good", _sentence(f"{name}: {why}"))
 
 
-def _canary_alone(page: RunPage) -> Headline:
-    canary = page.canary
-    assert canary is not None
+def _canary_alone(canary: CanaryReport) -> Headline:
     if canary.verdict == "PASS":
         passed = f"{len(canary.checks)} of {len(canary.checks)} checks passed"
         cost = f"the full run is projected at {canary.projected_gpu_hours:.2g} GPU-hours"
@@ -75,30 +82,44 @@ def _interrupted(page: RunPage) -> Headline | None:
 
 
 def _stopped(page: RunPage) -> Headline | None:
-    """Where a run stopped by a verdict, an error, or the infrastructure."""
-    plan, data, canary, end = page.plan, page.data, page.canary, page.end
+    """Where a run stopped by the infrastructure, a verdict or an error; None where it did not."""
+    end, training = page.end, page.training
     if end is not None and end.run_class == "infrastructure":
-        return Headline("STOPPED", "open", _sentence(f"Ended by the infrastructure {_after(page)}: {_why(end)}"))
+        return Headline(
+            "STOPPED", "open", _sentence(f"Ended by the infrastructure {_after(page)}: {_why(end)}")
+        )
+    early = _before_training(page)
+    if early is not None:
+        return early
+    if training is not None and training.verdict != "PASS":
+        return _untrained(training)
+    if end is None:
+        return None
+    if end.run_class == "rejected":
+        return Headline("REJECT", "bad", _sentence(f"Rejected before training, {_after(page)}: {_why(end)}"))
+    evaluation = page.evaluation
+    failed = evaluation.reason if evaluation is not None and evaluation.verdict != "PASS" else _why(end)
+    return Headline("FAILED", "bad", _sentence(f"Ended without a decision, {_after(page)}: {failed}"))
+
+
+def _before_training(page: RunPage) -> Headline | None:
+    """The step before training whose verdict stopped the run."""
+    plan, data, canary = page.plan, page.data, page.canary
+    word = "REJECT"
+    tone: Tone = "bad"
     if plan is not None and plan.verdict != "PASS":
         reason = plan.reason.removeprefix("error: ")
-        return Headline("REJECT", "bad", _sentence(f"Rejected before anything ran, the config fails preflight: {reason}"))
-    if data is not None and data.verdict != "PASS":
-        return Headline("REJECT", "bad", _sentence(f"Rejected before training, the data is not as expected: {data.reason}"))
-    if canary is not None and canary.verdict == "FAIL":
-        return Headline("REJECT", "bad", _sentence(f"Rejected by the canary before training: {canary.reason}"))
-    if canary is not None and canary.verdict == "INCONCLUSIVE":
-        return Headline(
-            "INCONCLUSIVE", "open", _sentence(f"Stopped before training, the canary could not tell: {canary.reason}")
-        )
-    if page.training is not None and page.training.verdict != "PASS":
-        return _untrained(page.training)
-    if end is not None and end.run_class == "rejected":
-        return Headline("REJECT", "bad", _sentence(f"Rejected before training, {_after(page)}: {_why(end)}"))
-    if end is not None:
-        evaluation = page.evaluation
-        failed = evaluation.reason if evaluation is not None and evaluation.verdict != "PASS" else _why(end)
-        return Headline("FAILED", "bad", _sentence(f"Ended without a decision, {_after(page)}: {failed}"))
-    return None
+        text = f"Rejected before anything ran, the config fails preflight: {reason}"
+    elif data is not None and data.verdict != "PASS":
+        text = f"Rejected before training, the data is not as expected: {data.reason}"
+    elif canary is not None and canary.verdict == "FAIL":
+        text = f"Rejected by the canary before training: {canary.reason}"
+    elif canary is not None and canary.verdict == "INCONCLUSIVE":
+        word, tone = "INCONCLUSIVE", "open"
+        text = f"Stopped before training, the canary could not tell: {canary.reason}"
+    else:
+        return None
+    return Headline(word, tone, _sentence(text))
 
 
 def _untrained(training: TrainingResult) -> Headline:
@@ -114,11 +135,15 @@ def _untrained(training: TrainingResult) -> Headline:
 
 def _unfinished(page: RunPage) -> Headline:
     if page.start is None:
-        return Headline("UNKNOWN", "open", _sentence(f"The ledger does not know this run; it stands {_after(page)}"))
+        return Headline(
+            "UNKNOWN", "open", _sentence(f"The ledger does not know this run; it stands {_after(page)}")
+        )
     if page.written > page.start.deadline:
         deadline = f"{page.start.deadline:%Y-%m-%d %H:%M} UTC"
         return Headline(
-            "FAILED", "bad", _sentence(f"Never ended: no end by its deadline ({deadline}), so it counts as not converged")
+            "FAILED",
+            "bad",
+            _sentence(f"Never ended: no end by its deadline ({deadline}), so it counts as not converged"),
         )
     return Headline("RUNNING", "open", _sentence(f"Still running, {_after(page)}; nothing is decided yet"))
 
@@ -132,7 +157,9 @@ def _after(page: RunPage) -> str:
         ("the data's validation", page.data),
         ("the config's validation", page.plan),
     ]
-    return next((f"after {name}" for name, document in reached if document is not None), "before its first step ended")
+    return next(
+        (f"after {name}" for name, document in reached if document is not None), "before its first step ended"
+    )
 
 
 def _why(end: EndRecord) -> str:

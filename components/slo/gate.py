@@ -1,67 +1,95 @@
 """Opening a run in the ledger, and deciding over it: what the steps and the command line call."""
 
 import getpass
+from datetime import UTC, datetime
 from time import perf_counter
+from typing import cast, get_args
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ..config import ProblemsError, RunConfig, config_digests, parse_config
-from ..config.models import StorageConfig
+from ..config.models import Name, S3Uri, StorageConfig
 from ..config.plan import RunPlan
 from ..errors import UserError
 from ..evaluation.result import Evaluation
-from ..storage import RunStore, S3Location
+from ..storage import RunStore
 from ..training.result import TrainingResult
 from .decision import Decision, classify, decide
-from .ledger import EndRecord, Ledger, RunKind, StartRecord
+from .ledger import DEADLINE, EndRecord, Ledger, RunKind, StartRecord
 from .standing import take_standing
 
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_URI: TypeAdapter[str] = TypeAdapter(S3Uri)
+_UNNAMED = (yaml.YAMLError, ValidationError, ValueError, RecursionError, KeyError, TypeError, AttributeError)
+"""What YAML without these names may raise on the way to them."""
 
-def open_run(config_text: str, run_id: str, kind: RunKind = "retrain", submitter: str = "") -> StartRecord:
+
+def open_run(config_text: str, run_id: str, kind: str = "retrain", submitter: str = "") -> StartRecord:
     """Record a start, as soon as the text parses as YAML and names an experiment and a model.
 
-    A config that is YAML and otherwise wrong is opened too: it will end as rejected, and is counted.
+    A config that is YAML and otherwise wrong is opened too: it will end as rejected, and is counted. A run
+    that is open already stays as it was opened: a retried step is the same run.
 
     Raises:
-        UserError: when the text names no experiment or model.
+        UserError: for a text without experiment or model, an unknown kind, or another config's run id.
+        S3Error: when the record cannot be written.
     """
+    if kind not in get_args(RunKind):
+        raise UserError(f"kind = {kind!r}: no kind of run → {', '.join(get_args(RunKind))}")
     root, experiment, model, team, digests = identity(config_text)
+    now = datetime.now(UTC)
     start = StartRecord(
         run_id=run_id,
-        kind=kind,
+        created=now,
+        kind=cast(RunKind, kind),
         experiment=experiment,
         model=model,
         submitter=submitter or _user(),
         team=team,
         training_digest=digests[0],
         policy_digest=digests[1],
+        deadline=now + DEADLINE,
     )
-    ledger = Ledger(root, experiment, model)
-    RunStore(root, run_id).store.ensure_bucket(S3Location.parse(root))
-    ledger.open(start)
     store = RunStore(root, run_id)
+    store.store.ensure_bucket(store.prefix)
+    opened = Ledger(root, experiment, model).open(start)
     store.store.write(store.prefix / "config.yaml", config_text.encode(), "application/yaml")
-    return start
+    return opened
 
 
 def identity(config_text: str) -> tuple[str, str, str, str, tuple[str, str]]:
-    """Root, experiment, model, team and digests, of a valid config or of whatever YAML names them."""
+    """Root, experiment, model, team and digests, of a valid config or of whatever YAML names them.
+
+    The digests of a config that is not valid are empty.
+
+    Raises:
+        UserError: when the text names no experiment or model by which a run could be counted.
+    """
     try:
         config = parse_config(config_text)
     except ProblemsError:
-        pass
-    else:
-        digests = config_digests(config)
-        names = (config.storage.uri, config.experiment, config.promotion.model, config.owner.team)
-        return *names, (digests.training, digests.policy)
+        return *_names(config_text), ("", "")
+    digests = config_digests(config)
+    names = (config.storage.uri, config.experiment, config.promotion.model, config.owner.team)
+    return *names, (digests.training, digests.policy)
+
+
+def _names(config_text: str) -> tuple[str, str, str, str]:
+    """Root, experiment, model and team, whatever else is wrong with the text."""
     try:
         raw = yaml.safe_load(config_text)
-        experiment, model = str(raw["experiment"]), str(raw["promotion"]["model"])
-        root = str((raw.get("storage") or {}).get("uri", StorageConfig().uri))
-        team = str((raw.get("owner") or {}).get("team", ""))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError("the config names no experiment and promotion.model → convergate validate CONFIG") from error
-    return root, experiment, model, team, ("", "")
+        experiment, model = (
+            _NAME.validate_python(str(name)) for name in (raw["experiment"], raw["promotion"]["model"])
+        )
+        root = _URI.validate_python((raw.get("storage") or {}).get("uri", StorageConfig().uri))
+        owner = raw.get("owner")
+    except _UNNAMED as error:
+        raise UserError(
+            "the config names no experiment and promotion.model → convergate validate CONFIG"
+        ) from error
+    team = owner.get("team") if isinstance(owner, dict) else None
+    return root, experiment, model, str(team or "")
 
 
 def _user() -> str:
@@ -72,14 +100,23 @@ def _user() -> str:
 
 
 def run_gate(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluation: Evaluation) -> Decision:
-    """Decide over a run; stores and returns the decision. The run itself counts in the standing."""
+    """Decide over a run; stores and returns the decision, signed where a key is configured.
+
+    The run itself counts in the standing: with the end that it has in the ledger, or would have now.
+
+    Raises:
+        S3Error: when the ledger cannot be read, or the decision not be written.
+        UserError: when the key file is no private key.
+    """
     started = perf_counter()
     ledger = Ledger(config.storage.uri, config.experiment, config.promotion.model)
-    run_class, reason = classify(training_started=True, training=training, evaluation=evaluation, interrupted=False)
+    run_class, reason = classify(
+        training_started=True, training=training, evaluation=evaluation, interrupted=False
+    )
     current = end_record(plan.run_id, run_class, reason, training, evaluation)
     standing = take_standing(config.slo, ledger.runs(), current)
     decision = decide(config, plan, training, evaluation, standing)
-    decision = decision.model_copy(update={"seconds": perf_counter() - started, "signature": None}).signed()
+    decision = decision.model_copy(update={"seconds": perf_counter() - started}).signed()
     RunStore(config.storage.uri, plan.run_id).put("decision", decision)
     return decision
 
