@@ -19,7 +19,9 @@ RESTORE_THRESHOLD = "repeated steps equal bit for bit"
 def check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Check:
     """A check that is either PASS or FAIL; the reason is told where it fails."""
     verdict: Verdict = "PASS" if good else "FAIL"
-    return Check(name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason)
+    return Check(
+        name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason
+    )
 
 
 def finite(trace: "pd.DataFrame", phase: str) -> Check:
@@ -70,7 +72,11 @@ def on_plan(trace: "pd.DataFrame", phase: str) -> Check:
     """Every rank applied exactly the planned rate at every step."""
     off = trace[trace["lr"] != trace["lr_planned"]]
     first = None if off.empty else off.iloc[0]
-    detail = "" if first is None else f"rank {first['rank']} step {first.step}: {first.lr!r} instead of {first.lr_planned!r}"
+    detail = (
+        ""
+        if first is None
+        else f"rank {first['rank']} step {first.step}: {first.lr!r} instead of {first.lr_planned!r}"
+    )
     return check(f"LR on plan, {phase}", first is None, f"{len(off)} of {len(trace)} off", "0", detail)
 
 
@@ -78,7 +84,11 @@ def ranks_agree(trace: "pd.DataFrame", world_size: int) -> Check:
     """Every rank ran every step, under one rate and one gradient norm."""
     ranks = trace["rank"].nunique()
     by_step = trace.groupby("step")
-    rates, norms, present = by_step["lr"].nunique(), by_step["grad_norm"].nunique(dropna=False), by_step["rank"].nunique()
+    rates, norms, present = (
+        by_step["lr"].nunique(),
+        by_step["grad_norm"].nunique(dropna=False),
+        by_step["rank"].nunique(),
+    )
     bad = int(((rates != 1) | (norms != 1) | (present != world_size)).sum())
     return check(
         "ranks agree",

@@ -31,7 +31,6 @@ def canary(
         verdict: PASS, FAIL or INCONCLUSIVE; reason: of the first check that did not pass.
     """
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.canary.run import run_canary
     from convergate.components.config import parse_config
@@ -43,4 +42,4 @@ def canary(
     Path(summary.path).write_text(result.to_markdown())
     metrics.log_metric("projected_seconds", result.projected_seconds)
     metrics.log_metric("projected_gpu_hours", result.projected_gpu_hours)
-    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)
+    return result.verdict, result.reason

@@ -28,5 +28,15 @@ class CanaryReport(Document):
     def to_markdown(self) -> str:
         """The checks as a person reads them in the UI."""
         rows = [f"| {c.name} | {c.verdict} | {c.figure} | {c.threshold} | {c.reason} |" for c in self.checks]
-        return "\n".join([f"**{self.summary}**", "", "| check | verdict | figure | threshold | reason |",
-                          "|---|---|---|---|---|", *rows]) + "\n"
+        return (
+            "\n".join(
+                [
+                    f"**{self.summary}**",
+                    "",
+                    "| check | verdict | figure | threshold | reason |",
+                    "|---|---|---|---|---|",
+                    *rows,
+                ]
+            )
+            + "\n"
+        )

@@ -7,7 +7,9 @@ import click
 
 
 @click.command("compile")
-@click.option("-o", "--output", "folder", default="out", type=click.Path(path_type=Path), help="Where to; default: out.")
+@click.option(
+    "-o", "--output", "folder", default="out", type=click.Path(path_type=Path), help="Where to; default: out."
+)
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def compile_command(folder: Path, as_json: bool) -> None:
     """Write every pipeline as KFP IR YAML, ready for upload.

@@ -38,8 +38,16 @@ def validate_command(config: str, as_json: bool) -> None:
     found = preflight(parsed, _facts(parsed))
     digests = config_digests(parsed)
     if as_json:
-        problems = [{"path": p.path, "value": p.value, "reason": p.reason, "fix": p.fix, "level": p.level} for p in found.problems]
-        answer = {"valid": not found.errors, "checks": found.num_checks, "problems": problems, **digests.model_dump()}
+        problems = [
+            {"path": p.path, "value": p.value, "reason": p.reason, "fix": p.fix, "level": p.level}
+            for p in found.problems
+        ]
+        answer = {
+            "valid": not found.errors,
+            "checks": found.num_checks,
+            "problems": problems,
+            **digests.model_dump(),
+        }
         click.echo(json.dumps(answer, indent=2))
     else:
         _show(config, parsed, found)
@@ -51,7 +59,9 @@ def _show(path: str, config: RunConfig, found: Preflight) -> None:
     if found.problems:
         errors = len(found.errors)
         warnings = len(found.problems) - errors
-        counts = [f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n]
+        counts = [
+            f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n
+        ]
         click.echo(f"{path}: {', '.join(counts)}")
         width = min(44, max(len(f"{p.path} = {p.value}" if p.value else p.path) for p in found.problems))
         for problem in found.problems:

@@ -23,7 +23,9 @@ class RunProgress:
             return
         seed, processes = derive_seed(config, run_id), config.distributed.world_size
         digests = config_digests(config)
-        click.echo(f"{config.experiment} · {run_id} · seed {seed} · config {digests.short} · {processes} processes")
+        click.echo(
+            f"{config.experiment} · {run_id} · seed {seed} · config {digests.short} · {processes} processes"
+        )
         if sys.stdout.isatty():
             from rich.console import Console
 
@@ -54,7 +56,9 @@ class RunProgress:
         if self._live is not None:
             self._live.stop()
         steps = sum(outcome.step_seconds.values())
-        click.echo(f"   {outcome.seconds:.1f} s in all: {steps:.1f} s in steps, the rest starting processes and servers")
+        click.echo(
+            f"   {outcome.seconds:.1f} s in all: {steps:.1f} s in steps, the rest starting processes and servers"
+        )
         click.echo(f"   Report: {outcome.report}")
         if outcome.alias == "challenger":
             click.echo("   Next: run it again, or `convergate promote CONFIG RUN --approve`")

@@ -85,7 +85,9 @@ def canary_command(config: str, as_json: bool) -> None:
     parsed, text = load_config(config)
     plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
     with embedded_servers(HOME, mlflow=False):
-        report = run_canary(parsed, text, plan, on_line=lambda line: None if as_json else click.echo(f"  {line}", err=True))
+        report = run_canary(
+            parsed, text, plan, on_line=lambda line: None if as_json else click.echo(f"  {line}", err=True)
+        )
     if as_json:
         click.echo(report.model_dump_json(indent=2))
     else:
@@ -119,7 +121,15 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
     plan = _plan(parsed, config, name)
     with embedded_servers(HOME, mlflow=False):
         result = run_training(
-            parsed, text, plan, resume=resume, on_line=lambda line: click.echo(line, err=True) if not as_json else None
+            parsed,
+            text,
+            plan,
+            resume=resume,
+            on_line=lambda line: click.echo(line, err=True) if not as_json else None,
         )
-    click.echo(result.model_dump_json(indent=2) if as_json else f"{result.status}: {result.summary}\n{result.checkpoint_uri}")
+    click.echo(
+        result.model_dump_json(indent=2)
+        if as_json
+        else f"{result.status}: {result.summary}\n{result.checkpoint_uri}"
+    )
     raise click.exceptions.Exit(ExitCode.POSITIVE if result.verdict == "PASS" else ExitCode.NEGATIVE)

@@ -157,11 +157,13 @@ def _series(page: RunPage) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     if trace is not None and len(trace):
         first = trace[trace["rank"] == 0]
-        for name in ("lr", "loss", "grad_norm"):
-            found[name] = list(zip(first["step"].astype(int), first[name].astype(float), strict=True))
+        for column in ("lr", "loss", "grad_norm"):
+            found[column] = list(zip(first["step"].astype(int), first[column].astype(float), strict=True))
     if validations is not None and len(validations):
-        for name, rows in validations.groupby("metric"):
-            found[f"val_{name}"] = list(zip(rows["step"].astype(int), rows["value"].astype(float), strict=True))
+        for metric, rows in validations.groupby("metric"):
+            found[f"val_{metric}"] = list(
+                zip(rows["step"].astype(int), rows["value"].astype(float), strict=True)
+            )
     return found
 
 
@@ -174,7 +176,9 @@ def steps(page: RunPage) -> list[tuple[str, Verdict, float, str]]:
         "train": page.training,
         "evaluate": page.evaluation,
     }
-    found = [(name, doc.verdict, doc.seconds, doc.summary) for name, doc in documents.items() if doc is not None]
+    found = [
+        (name, doc.verdict, doc.seconds, doc.summary) for name, doc in documents.items() if doc is not None
+    ]
     if page.decision is not None:
         verdict: Verdict = "PASS" if page.decision.sets_alias else "FAIL"
         found.append(("gate", verdict, page.decision.seconds, page.decision.summary))

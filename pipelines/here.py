@@ -101,13 +101,20 @@ class _Watch:
 
 
 def _outcome(
-    config: RunConfig, text: str, run_id: str, folder: Path, seconds: float, on_page: Callable[[RunPage], None]
+    config: RunConfig,
+    text: str,
+    run_id: str,
+    folder: Path,
+    seconds: float,
+    on_page: Callable[[RunPage], None],
 ) -> RunOutcome:
     """Read back what the pipeline left; close the run where even the exit handler failed."""
     root = config.storage.uri
     run = Ledger(root, config.experiment, config.promotion.model).find(run_id)
     if run is None:
-        raise OutsideError(f"run {run_id} was never opened: {last_error(folder)} → see {folder / 'pipeline.log'}")
+        raise OutsideError(
+            f"run {run_id} was never opened: {last_error(folder)} → see {folder / 'pipeline.log'}"
+        )
     if run.end is None:
         close_run(text, run_id)
     page = load_page(text, root, run_id, with_trace=False)

@@ -29,7 +29,14 @@ def run_pipeline(
     folder.mkdir(parents=True, exist_ok=True)
     inputs = folder / "arguments.json"
     inputs.write_text(json.dumps(arguments))
-    command = [sys.executable, "-m", "convergate.pipelines.local", str(ir), str(inputs), str(folder / "artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "convergate.pipelines.local",
+        str(ir),
+        str(inputs),
+        str(folder / "artifacts"),
+    ]
     with (folder / "pipeline.log").open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -76,7 +83,10 @@ def main(ir: str, inputs: str, root: str) -> int:
     from kfp import components, local
 
     local.init(
-        runner=local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True, enable_caching=False
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=root,
+        raise_on_error=True,
+        enable_caching=False,
     )
     pipeline = components.load_component_from_file(ir)
     try:

@@ -23,7 +23,7 @@ def close_run(
     job_id: str,
     report: Output[HTML],
     summary: Output[Markdown],
-    status: PipelineTaskFinalStatus = None,  # type: ignore[assignment]
+    status: PipelineTaskFinalStatus = None,
 ) -> None:
     """Whatever happened: write the run's end into the ledger, render its report, mirror it to MLflow.
 

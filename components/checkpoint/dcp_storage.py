@@ -23,7 +23,7 @@ from ..storage.s3 import upload
 from .manifest import CheckpointError, Manifest, StoredObject, StoredTensor
 
 
-def _done(value: Any) -> Future[Any]:  # noqa: ANN401 - whatever the future holds
+def _done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
@@ -40,7 +40,7 @@ class S3Writer(StorageWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing is kept between saves."""
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to set up: the prefix is this save's own."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -106,11 +106,13 @@ class S3Reader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing to reset: a reader reads one checkpoint."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """DCP's metadata, built from the manifest."""
         return build_metadata(self._manifest)
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
         """Nothing to set up."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -135,7 +137,9 @@ class S3Reader(StorageReader):
     def _chunk(self, index: MetadataIndex) -> torch.Tensor:
         stored = self._tensors[index.fqn, tuple(index.offset or ())]
         if stored.object_name not in self._objects:
-            self._objects[stored.object_name] = read_verified(self._prefix, self._manifest, stored.object_name)
+            self._objects[stored.object_name] = read_verified(
+                self._prefix, self._manifest, stored.object_name
+            )
         return tensor_from_bytes(stored, self._objects[stored.object_name])
 
     @classmethod
@@ -167,7 +171,9 @@ def read_verified(prefix: S3Location, manifest: Manifest, name: str) -> bytes:
     expected = next(stored for stored in manifest.objects if stored.name == name)
     data = S3Store().read(prefix / name)
     if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
-        raise CheckpointError(f"{prefix / name}: {len(data)} bytes do not match the manifest's size and SHA-256")
+        raise CheckpointError(
+            f"{prefix / name}: {len(data)} bytes do not match the manifest's size and SHA-256"
+        )
     return data
 
 

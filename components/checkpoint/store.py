@@ -70,7 +70,7 @@ class CheckpointStore:
             S3Error: when an object or the manifest cannot be written.
             torch.distributed.checkpoint.api.CheckpointException: when that happened on another rank.
         """
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         from .dcp_storage import S3Writer
 
@@ -91,7 +91,7 @@ class CheckpointStore:
             )
             self._store.create(prefix / MANIFEST_NAME, manifest.to_bytes())
 
-        dcp.save(dict(tensors), storage_writer=S3Writer(prefix, rank, commit))
+        save(dict(tensors), storage_writer=S3Writer(prefix, rank, commit))
         return CheckpointRef(attempt, step, prefix)
 
     def committed(self) -> list[CheckpointRef]:
@@ -121,7 +121,9 @@ class CheckpointStore:
                 continue
             return ref
         if refs:
-            raise CheckpointError(f"{self.root}: none of {len(refs)} checkpoints verifies → start with --resume never")
+            raise CheckpointError(
+                f"{self.root}: none of {len(refs)} checkpoints verifies → start with --resume never"
+            )
         return None
 
     def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[CheckpointRef]:
@@ -193,18 +195,22 @@ def restore(
         CheckpointError: when the manifest's SHA-256 is not `digest`, or an object differs from the manifest.
     """
     import torch
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     from .dcp_storage import S3Reader, build_metadata
 
     manifest, _ = read_manifest(uri, digest)
     entries: Mapping[str, Any] = build_metadata(manifest).state_dict_metadata
-    loaded = dict(into) if into is not None else {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if name.startswith(only)
-    }
-    dcp.load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
+    loaded = (
+        dict(into)
+        if into is not None
+        else {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in entries.items()
+            if name.startswith(only)
+        }
+    )
+    load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
     return loaded, manifest
 
 

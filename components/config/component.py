@@ -27,7 +27,6 @@ def validate_config(
         verdict: PASS or FAIL; reason: the first error; config_digest: SHA-256 of what influences the weights.
     """
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.config.plan import make_plan
@@ -38,5 +37,4 @@ def validate_config(
     RunStore(parsed.storage.uri, run_id).put("plan", document)
     Path(plan.path).write_bytes(document.to_json())
     Path(summary.path).write_text(document.to_markdown())
-    outputs = NamedTuple("Outputs", [("verdict", str), ("reason", str), ("config_digest", str)])
-    return outputs(document.verdict, document.reason, document.training_digest)
+    return document.verdict, document.reason, document.training_digest

@@ -43,7 +43,7 @@ def config_digests(config: RunConfig) -> Digests:
     return Digests(training=canonical_digest(training), policy=canonical_digest(policy))
 
 
-def canonical_digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def canonical_digest(value: Any) -> str:
     """SHA-256 over the canonical JSON of a value, 64 hex digits."""
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 

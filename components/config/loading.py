@@ -47,7 +47,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key}` is given twice", key_node.start_mark
@@ -81,9 +81,13 @@ def parse_config(text: str, source: str = "config") -> RunConfig:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ProblemsError(source, [_yaml_problem(error)]) from error
     if raw is None:
-        raise ProblemsError(source, [Problem("(file)", "is empty", fix="start from manifests/configs/digits.yaml")])
+        raise ProblemsError(
+            source, [Problem("(file)", "is empty", fix="start from manifests/configs/digits.yaml")]
+        )
     if not isinstance(raw, dict):
-        raise ProblemsError(source, [Problem("(file)", f"is a {type(raw).__name__}, not a mapping of sections")])
+        raise ProblemsError(
+            source, [Problem("(file)", f"is a {type(raw).__name__}, not a mapping of sections")]
+        )
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -145,7 +149,7 @@ def _closest(location: tuple[int | str, ...]) -> str | None:
     return matches[0] if matches else None
 
 
-def _section(annotation: Any) -> Any:  # noqa: ANN401 - a type annotation
+def _section(annotation: Any) -> Any:
     """The model inside `Section` or `Section | None`."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

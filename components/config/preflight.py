@@ -127,7 +127,9 @@ def _batch_scaling(config: RunConfig) -> Problem | None:
 def _momentum(config: RunConfig) -> Problem | None:
     if config.optimizer.kind == "sgd" or "momentum" not in config.optimizer.model_fields_set:
         return None
-    return Problem("optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning")
+    return Problem(
+        "optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning"
+    )
 
 
 def _restarts(config: RunConfig) -> Problem | None:
@@ -160,7 +162,12 @@ def _size_checks(config: RunConfig, num_train_samples: int) -> list[Problem | No
     too_long = warmup >= total
     evaluates = config.training.eval_every_steps <= total
     return [
-        Problem("schedule.warmup.steps", f"longer than the run: {total} steps", value=str(warmup), fix=f"< {total}")
+        Problem(
+            "schedule.warmup.steps",
+            f"longer than the run: {total} steps",
+            value=str(warmup),
+            fix=f"< {total}",
+        )
         if too_long
         else None,
         None

@@ -30,7 +30,7 @@ def generate_key(path: Path) -> None:
         file.write(pem)
 
 
-def sign(value: Any, key_file: Path) -> str:  # noqa: ANN401 - any JSON value
+def sign(value: Any, key_file: Path) -> str:
     """The base64 signature over the canonical JSON of `value`.
 
     Raises:
@@ -42,7 +42,7 @@ def sign(value: Any, key_file: Path) -> str:  # noqa: ANN401 - any JSON value
     return base64.b64encode(key.sign(rfc8785.dumps(value))).decode()
 
 
-def verify(value: Any, signature: str, key_file: Path) -> None:  # noqa: ANN401 - any JSON value
+def verify(value: Any, signature: str, key_file: Path) -> None:
     """Check a signature over the canonical JSON of `value`.
 
     Raises:
@@ -63,7 +63,9 @@ def _load(key_file: Path) -> Ed25519PrivateKey | Ed25519PublicKey:
     try:
         pem = key_file.read_bytes()
     except OSError as error:
-        raise UserError(f"{key_file}: cannot be read: {error.strerror} → openssl genpkey -algorithm ed25519") from error
+        raise UserError(
+            f"{key_file}: cannot be read: {error.strerror} → openssl genpkey -algorithm ed25519"
+        ) from error
     try:
         key = (
             serialization.load_pem_private_key(pem, password=None)

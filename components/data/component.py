@@ -27,7 +27,6 @@ def validate_data(
         verdict: PASS or FAIL; reason: the first failed expectation with its rows.
     """
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.data.validate import validate_data
@@ -35,4 +34,4 @@ def validate_data(
     result = validate_data(parse_config(config), run_id)
     Path(report.path).write_bytes(result.to_json())
     Path(summary.path).write_text(result.to_markdown())
-    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)
+    return result.verdict, result.reason

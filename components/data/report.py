@@ -46,9 +46,15 @@ class DataReport(Document):
     def to_markdown(self) -> str:
         """The expectations as a person reads them in the UI."""
         rows = [
-            f"| {e.name} | {'PASS' if e.passed else 'FAIL'} | {e.observed} | {e.reason} |" for e in self.expectations
+            f"| {e.name} | {'PASS' if e.passed else 'FAIL'} | {e.observed} | {e.reason} |"
+            for e in self.expectations
         ]
-        head = [f"**{self.verdict}** {self.summary}", "", "| expectation | verdict | observed | reason |", "|---|---|---|---|"]
+        head = [
+            f"**{self.verdict}** {self.summary}",
+            "",
+            "| expectation | verdict | observed | reason |",
+            "|---|---|---|---|",
+        ]
         return "\n".join([*head, *rows, "", f"data digest `{self.data_digest}`"]) + "\n"
 
 
@@ -58,8 +64,9 @@ def data_digest(table: "pd.DataFrame") -> str:
     for name in table.columns:
         column = table[name]
         digest.update(f"{name}:{column.dtype}:{len(column)}\n".encode())
-        if column.dtype.kind in "biuf":
-            digest.update(column.to_numpy().astype(column.dtype.newbyteorder("<")).tobytes())
+        values = column.to_numpy()
+        if values.dtype.kind in "biuf":
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
         else:
             digest.update("\x1f".join(map(repr, column.tolist())).encode())
     return digest.hexdigest()

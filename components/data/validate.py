@@ -35,7 +35,9 @@ def validate_data(config: RunConfig, run_id: str) -> DataReport:
     try:
         table = task.table()
     except Exception as error:
-        raise UserError(f"task.factory = {config.task.factory}: table() failed: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"task.factory = {config.task.factory}: table() failed: {type(error).__name__}: {error}"
+        ) from error
     report = validate_table(table, task.table_spec(), run_id, config.data.snapshot)
     size = _size_problems(config, report)
     report = report.model_copy(
@@ -49,7 +51,9 @@ def validate_data(config: RunConfig, run_id: str) -> DataReport:
     return report
 
 
-def validate_table(table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot: str | None = None) -> DataReport:
+def validate_table(
+    table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot: str | None = None
+) -> DataReport:
     """Validate a table; a table of the wrong shape fails its first expectation and is looked at no further."""
     shape = _shape(table, spec)
     results = [shape]
@@ -98,33 +102,39 @@ def _run_suite(derived: "pd.DataFrame", expectations: list[Expectation]) -> list
         import great_expectations as gx
 
         context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False}
+        context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
         asset = context.data_sources.add_pandas("table").add_dataframe_asset("table")
         definition = asset.add_batch_definition_whole_dataframe("all")
         built = gx.ExpectationSuite(name="default")
         for expectation in expectations:
             column = {"column": expectation.column} if expectation.column else {}
-            built.add_expectation(getattr(gx.expectations, expectation.type)(**column, **expectation.arguments))
-        validation = gx.ValidationDefinition(
-            name="table", data=definition, suite=context.suites.add(built)
-        )
+            built.add_expectation(
+                getattr(gx.expectations, expectation.type)(**column, **expectation.arguments)
+            )
+        validation = gx.ValidationDefinition(name="table", data=definition, suite=context.suites.add(built))
         answer = context.validation_definitions.add(validation).run(
             batch_parameters={"dataframe": derived}, result_format={"result_format": "COMPLETE"}
         )
     by_key = {_key(result.expectation_config): result for result in answer.results}
-    return [_result(expectation, by_key[expectation.type, expectation.column]) for expectation in expectations]
+    return [
+        _result(expectation, by_key[expectation.type, expectation.column]) for expectation in expectations
+    ]
 
 
-def _key(configuration: Any) -> tuple[str, str]:  # noqa: ANN401 - great_expectations has no types
+def _key(configuration: Any) -> tuple[str, str]:
     camel = "".join(part.capitalize() for part in configuration.type.split("_"))
     return camel, configuration.kwargs.get("column", "")
 
 
-def _result(expectation: Expectation, answer: Any) -> ExpectationResult:  # noqa: ANN401
+def _result(expectation: Expectation, answer: Any) -> ExpectationResult:
     result = answer.result
     rows = [int(row) for row in result.get("unexpected_index_list") or []]
     count = int(result.get("unexpected_count") or 0)
-    observed = f"{count} of {result['element_count']} rows" if "element_count" in result else str(result.get("observed_value"))
+    observed = (
+        f"{count} of {result['element_count']} rows"
+        if "element_count" in result
+        else str(result.get("observed_value"))
+    )
     reason = ""
     if not answer.success:
         reason = expectation.reason
@@ -151,7 +161,12 @@ def _size_problems(config: RunConfig, report: DataReport) -> list[ExpectationRes
     """Preflight's errors that only the data's size shows."""
     found = preflight(config, Facts(num_train_samples=report.rows_by_split.get("train", 0)))
     return [
-        ExpectationResult(name=problem.path, passed=False, observed=problem.value, reason=f"{problem.reason} → {problem.fix}")
+        ExpectationResult(
+            name=problem.path,
+            passed=False,
+            observed=problem.value,
+            reason=f"{problem.reason} → {problem.fix}",
+        )
         for problem in found.errors
     ]
 

@@ -33,7 +33,6 @@ def evaluate(
     import json
     import math
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.evaluation.evaluate import Champion, evaluate_candidate
@@ -49,4 +48,4 @@ def evaluate(
     for name, value in result.metrics.items():
         if math.isfinite(value):
             metrics.log_metric(f"test_{name}", value)
-    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)
+    return result.verdict, result.reason

@@ -8,7 +8,7 @@ from kfp.dsl import Artifact, Input, Markdown, Output
 from ..images import LIGHT_IMAGE, TORCH_IMAGE
 
 
-@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
 def find_champion(config: str, champion: Output[Artifact]) -> str:
     """Look up the champion that the candidate has to stand against.
 
@@ -32,7 +32,7 @@ def find_champion(config: str, champion: Output[Artifact]) -> str:
     return uri
 
 
-@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def promote(
     config: str,
     run_id: str,
@@ -53,7 +53,6 @@ def promote(
         alias: challenger, or the champion's; version: of the registered model.
     """
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.promotion.promote import promote_run

@@ -82,7 +82,7 @@ def mlflow_client(timeout_s: float = START_SECONDS) -> Iterator["MlflowClient"]:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = wait_for_mlflow(timeout_s)
-    import requests  # type: ignore[import-untyped]
+    import requests
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

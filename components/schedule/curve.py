@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import UserError
-from .config import BatchScaling, ScheduleConfig
+from .config import BatchScaling, RestartsConfig, ScheduleConfig
 
 
 class Schedule(Protocol):
     """A learning-rate schedule: a pure function of the step."""
 
-    total_steps: int
+    @property
+    def total_steps(self) -> int:
+        """Updates of the run."""
+        ...
 
     def lr(self, step: int) -> float:
         """The learning rate of update number `step` (from 0)."""
@@ -148,26 +151,24 @@ def build_schedule(config: ScheduleConfig, *, total_steps: int, batch_size: int)
             f" → one of {', '.join(IMPLEMENTED_KINDS)}"
         )
     lr0 = peak_lr(config, batch_size)
-    shared = {
-        "lr0": lr0,
-        "total_steps": total_steps,
-        "warmup_steps": config.warmup.steps,
-        "start_lr": config.warmup.start_lr,
-        "floor": config.clip.floor,
-        "ceiling": math.inf if config.clip.ceiling is None else config.clip.ceiling,
-    }
+    warmup_steps, start_lr = config.warmup.steps, config.warmup.start_lr
+    floor, ceiling = config.clip.floor, math.inf if config.clip.ceiling is None else config.clip.ceiling
     if config.kind in ("linear", "constant"):
-        return LinearSchedule(lr_min=lr0 if config.kind == "constant" else config.lr_min, **shared)  # type: ignore[arg-type]
-    restarts = config.restarts
-    if restarts is None:
-        return CosineSchedule(lr_min=config.lr_min, **shared)  # type: ignore[arg-type]
+        lr_min = lr0 if config.kind == "constant" else config.lr_min
+        return LinearSchedule(lr0, total_steps, lr_min, warmup_steps, start_lr, floor, ceiling)
+    restarts = config.restarts or RestartsConfig(cycle_steps=total_steps - warmup_steps)
     return CosineSchedule(
+        lr0=lr0,
+        total_steps=total_steps,
         lr_min=config.lr_min,
+        warmup_steps=warmup_steps,
+        start_lr=start_lr,
         cycle_steps=restarts.cycle_steps,
         cycle_mult=restarts.cycle_mult,
         scale=restarts.scale,
         ramp_steps=restarts.ramp_steps,
-        **shared,  # type: ignore[arg-type]
+        floor=floor,
+        ceiling=ceiling,
     )
 
 

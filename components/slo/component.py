@@ -8,7 +8,7 @@ from kfp.dsl import Artifact, Input, Markdown, Metrics, Output
 from ..images import LIGHT_IMAGE
 
 
-@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
 def open_run(config: str, run_id: str, job_id: str, kind: str, submitter: str) -> str:
     """Record the start of a run in the ledger.
 
@@ -27,8 +27,8 @@ def open_run(config: str, run_id: str, job_id: str, kind: str, submitter: str) -
     return open_run(config, run_id or job_id, kind, submitter).run_id
 
 
-@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
-def gate(  # noqa: PLR0917 - as many typed inputs as the step's face shows
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def gate(
     config: str,
     run_id: str,  # noqa: ARG001 - every step's face has it; here the plan says it
     plan: Input[Artifact],
@@ -54,7 +54,6 @@ def gate(  # noqa: PLR0917 - as many typed inputs as the step's face shows
         verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), else FAIL; reason: of the decision.
     """
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan

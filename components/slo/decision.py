@@ -50,9 +50,9 @@ class Decision(Document):
         passed = sum(check.passed for check in self.checks)
         candidate = "PASS" if passed == len(self.checks) else "FAIL"
         return [
-            f"candidate  {candidate:<13}{passed} of {len(self.checks)} checks",
-            f"SLO        {self.standing.verdict:<13}{self.standing.line}",
-            *(f"{self.decision:<24}{reason}" for reason in self.reasons),
+            f"candidate  {candidate:<14}{passed} of {len(self.checks)} checks",
+            f"SLO        {self.standing.verdict:<14}{self.standing.line}",
+            *(f"{self.decision:<25}{reason}" for reason in self.reasons),
         ]
 
     def signed(self) -> "Decision":

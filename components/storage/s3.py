@@ -108,10 +108,14 @@ class S3Store:
         with _translated(location, "read"):
             return s3_client().get_object(Bucket=location.bucket, Key=location.key)["Body"].read()
 
-    def write(self, location: S3Location, data: bytes, content_type: str = "application/octet-stream") -> None:
+    def write(
+        self, location: S3Location, data: bytes, content_type: str = "application/octet-stream"
+    ) -> None:
         """Write an object, over an older one if there is one."""
         with _translated(location, "write"):
-            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, ContentType=content_type)
+            s3_client().put_object(
+                Bucket=location.bucket, Key=location.key, Body=data, ContentType=content_type
+            )
 
     def create(self, location: S3Location, data: bytes, content_type: str = "application/json") -> None:
         """Write an object only where there is none.
@@ -142,7 +146,11 @@ class S3Store:
             raise ObjectExistsError(f"{location} was changed by somebody else meanwhile")
         with _translated(location, "replace"):
             s3_client().put_object(
-                Bucket=location.bucket, Key=location.key, Body=data, ContentType="application/json", IfMatch=etag
+                Bucket=location.bucket,
+                Key=location.key,
+                Body=data,
+                ContentType="application/json",
+                IfMatch=etag,
             )
 
     def exists(self, location: S3Location) -> bool:
@@ -159,7 +167,9 @@ class S3Store:
         start = f"{prefix.key}/" if prefix.key else ""
         try:
             with _translated(prefix, "list"):
-                pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=start)
+                pages = (
+                    s3_client().get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=start)
+                )
                 for page in pages:
                     for item in page.get("Contents", []):
                         yield S3Location(prefix.bucket, item["Key"])
@@ -185,7 +195,9 @@ def upload(location: S3Location, stream: BinaryIO) -> None:
     """Write an object from a stream, in parallel parts where it is large."""
     from boto3.s3.transfer import TransferConfig
 
-    parts = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4)
+    parts = TransferConfig(
+        multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4
+    )
     with _translated(location, "upload"):
         s3_client().upload_fileobj(stream, location.bucket, location.key, Config=parts)
 
@@ -223,9 +235,13 @@ def _from_answer(response: object, location: S3Location, action: str) -> S3Error
     code = str(response.get("Error", {}).get("Code", ""))
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "NoSuchBucket", "404", "NotFound"):
-        return S3NotFoundError(f"{location} does not exist" + (" (no such bucket)" if code == "NoSuchBucket" else ""))
+        return S3NotFoundError(
+            f"{location} does not exist" + (" (no such bucket)" if code == "NoSuchBucket" else "")
+        )
     if code in ("PreconditionFailed", "ConditionalRequestConflict") or status in (409, 412):
         return ObjectExistsError(f"cannot {action} {location}: it exists, or was changed meanwhile")
     if status in (401, 403):
-        return S3Error(f"cannot {action} {location}: permission denied ({code}) → check the credentials and the policy")
+        return S3Error(
+            f"cannot {action} {location}: permission denied ({code}) → check the credentials and the policy"
+        )
     return S3Error(f"cannot {action} {location}: {endpoint_url() or 'AWS S3'} answered {status} {code}")

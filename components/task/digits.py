@@ -43,14 +43,14 @@ class DigitsTask:
         pixels = torch.from_numpy(images[chosen].astype(np.float32) / MAX_PIXEL).reshape(-1, 1, 8, 8)
         return TensorDataset(pixels, torch.from_numpy(labels[chosen].astype(np.int64)))
 
-    def loss(self, model: "nn.Module", batch: Any) -> "Tensor":  # noqa: ANN401 - as in the protocol
+    def loss(self, model: "nn.Module", batch: Any) -> "Tensor":
         """Mean cross-entropy."""
         from torch.nn.functional import cross_entropy
 
         images, labels = batch
         return cross_entropy(model(images), labels)
 
-    def scores(self, model: "nn.Module", batch: Any) -> "dict[str, Tensor]":  # noqa: ANN401
+    def scores(self, model: "nn.Module", batch: Any) -> "dict[str, Tensor]":
         """Per-sample `loss` (cross-entropy) and `accuracy` (0 or 1)."""
         from torch.nn.functional import cross_entropy
 

@@ -49,11 +49,11 @@ class Task(Protocol):
         """A map-style dataset with a length; an item is whatever `loss` takes a batch of."""
         ...
 
-    def loss(self, model: "nn.Module", batch: Any) -> "Tensor":  # noqa: ANN401 - the user's own batch
+    def loss(self, model: "nn.Module", batch: Any) -> "Tensor":
         """The mean loss over a collated batch: a scalar tensor with a gradient."""
         ...
 
-    def scores(self, model: "nn.Module", batch: Any) -> Mapping[str, "Tensor"]:  # noqa: ANN401
+    def scores(self, model: "nn.Module", batch: Any) -> Mapping[str, "Tensor"]:
         """Per-sample scores of a batch: name → float tensor of shape [batch]; `loss` is one of them.
 
         A score's mean over a split is the metric of that name. A score of only zeros and ones (accuracy) gets an
@@ -61,7 +61,7 @@ class Task(Protocol):
         """
         ...
 
-    def example(self) -> Any:  # noqa: ANN401 - the model's own input
+    def example(self) -> Any:
         """One input batch of the model (not the label), as a tensor of shape [2, …]; its signature for serving."""
         ...
 

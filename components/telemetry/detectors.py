@@ -34,7 +34,9 @@ class NonFinite:
         if math.isfinite(record.loss) and math.isfinite(record.grad_norm):
             return None
         return Detection(
-            record.step, "non_finite_loss", f"loss {record.loss}, gradient norm {record.grad_norm} at lr {record.lr:g}"
+            record.step,
+            "non_finite_loss",
+            f"loss {record.loss}, gradient norm {record.grad_norm} at lr {record.lr:g}",
         )
 
 
@@ -53,7 +55,9 @@ class ExplodingGradient:
             median = sorted(self._norms)[len(self._norms) // 2]
             if norm > self._factor * max(median, 1e-12):
                 detection = Detection(
-                    record.step, "exploding_gradient", f"gradient norm {norm:.3g}, {norm / median:.0f} × its median"
+                    record.step,
+                    "exploding_gradient",
+                    f"gradient norm {norm:.3g}, {norm / median:.0f} × its median",
                 )
         if math.isfinite(norm):
             self._norms.append(norm)

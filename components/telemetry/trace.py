@@ -94,7 +94,7 @@ class TraceWriter:
             name = f"steps/rank-{self._rank:05}/attempt-{self._attempt:03}/{rows[0].step:09}.parquet"
             try:
                 self._store.write(self._prefix / name, _parquet(rows))
-            except Exception as error:  # noqa: BLE001 - raised again on the training thread
+            except Exception as error:
                 self._error = error
                 return
 
@@ -128,7 +128,9 @@ def read_trace(uri: str, *, every_attempt: bool = False) -> "pd.DataFrame":
         frames.append(frame)
     if not frames:
         return pd.DataFrame(columns=["attempt", "rank", *StepRecord._fields])
-    trace = pd.concat(frames, ignore_index=True).sort_values(["rank", "step", "attempt"], ignore_index=True)
+    trace: pd.DataFrame = pd.concat(frames, ignore_index=True).sort_values(
+        ["rank", "step", "attempt"], ignore_index=True
+    )
     if every_attempt:
         return trace
     return trace.drop_duplicates(["rank", "step"], keep="last", ignore_index=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - the user's own batch
+def to_device(batch: Any, device: torch.device) -> Any:
     """A collated batch with its tensors on the device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
@@ -17,7 +17,7 @@ def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - the us
     return batch
 
 
-def batch_size(batch: Any) -> int:  # noqa: ANN401 - the user's own batch
+def batch_size(batch: Any) -> int:
     """Samples in a collated batch: the first dimension of its first tensor."""
     if isinstance(batch, Tensor):
         return int(batch.shape[0])

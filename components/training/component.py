@@ -32,7 +32,6 @@ def train(
     """
     import math
     from pathlib import Path
-    from typing import NamedTuple
 
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
@@ -45,4 +44,4 @@ def train(
     for name, value in result.val_metrics.items():
         if math.isfinite(value):
             metrics.log_metric(f"val_{name}", value)
-    return NamedTuple("Outputs", [("verdict", str), ("reason", str)])(result.verdict, result.reason)
+    return result.verdict, result.reason

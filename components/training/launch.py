@@ -51,19 +51,31 @@ def launch(
         job_file.write_bytes(JOBS.dump_json(jobs))
         command = [
             *(sys.executable, "-m", "convergate.components.training.agent"),
-            *("--standalone", "--nnodes=1", f"--nproc-per-node={num_procs}", f"--max-restarts={max_restarts}"),
+            *(
+                "--standalone",
+                "--nnodes=1",
+                f"--nproc-per-node={num_procs}",
+                f"--max-restarts={max_restarts}",
+            ),
             *("--monitor-interval=0.1", "-m", WORKER, str(job_file)),
         ]
         environment = {
             **os.environ,
             "CONVERGATE_FAILURES": folder,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))),
+            "OMP_NUM_THREADS": os.environ.get(
+                "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))
+            ),
             "PYTHONUNBUFFERED": "1",
             # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         with _forwarding(process) as received:
             tail = _follow(process, on_line)

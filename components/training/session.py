@@ -88,7 +88,7 @@ class Session:
     def batches(self) -> Iterator[Any]:
         """Collated micro-batches on the device, from the current step on."""
         order = DataOrder(**{**vars(self.order), "start_step": self.step})
-        for batch in DataLoader(self._train_set, batch_sampler=order, collate_fn=default_collate):  # type: ignore[arg-type]
+        for batch in DataLoader(self._train_set, batch_sampler=order, collate_fn=default_collate):
             yield to_device(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:

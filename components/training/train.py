@@ -38,7 +38,9 @@ def run_training(
         InterruptedRunError: after SIGTERM or SIGINT, once the workers have saved.
     """
     if config.distributed.launcher != "local":
-        raise UserError(f"distributed.launcher = {config.distributed.launcher}: not available in this version → local")
+        raise UserError(
+            f"distributed.launcher = {config.distributed.launcher}: not available in this version → local"
+        )
     run_store = RunStore(config.storage.uri, plan.run_id)
     run_store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
     job = Job(

@@ -64,7 +64,7 @@ def test_the_first_end_stands(root: str, make: SimpleNamespace) -> None:
 
 def test_a_server_with_conditional_writes_settles_a_race(moto: str, make: SimpleNamespace) -> None:
     class Blind(S3Store):
-        def exists(self, location: S3Location) -> bool:  # noqa: ARG002 - somebody writes just after the look
+        def exists(self, location: S3Location) -> bool:  # somebody writes just after the look
             return False
 
     at = S3Location.parse(moto) / "end.json"
@@ -145,7 +145,7 @@ def test_a_corrupt_record_is_an_error_that_names_its_key(
     ledger.close(make.end("converged", "r"))
     key = S3Location.parse(s3) / f"ledger/digits/net/2026-11-24/235959999999-r/{name}.json"
     STORE.write(key, content)
-    with pytest.raises(LedgerError, match=f"235959999999-r/{name}.json is no ledger record") as caught:
+    with pytest.raises(LedgerError, match=rf"235959999999-r/{name}\.json is no ledger record") as caught:
         ledger.runs()
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
@@ -156,7 +156,7 @@ def test_a_record_in_another_runs_place_is_an_error(s3: str, make: SimpleNamespa
     ledger.open(make.start("r", created=FIRST))
     place = S3Location.parse(s3) / "ledger/digits/net/2026-11-24/235959999999-r"
     STORE.write(place / "end.json", make.end("converged", "another").to_json())
-    with pytest.raises(LedgerError, match="end.json is the record of run another"):
+    with pytest.raises(LedgerError, match=r"end\.json is the record of run another"):
         ledger.runs()
 
 
@@ -165,5 +165,5 @@ def test_a_start_that_was_deleted_is_an_error(s3: str, make: SimpleNamespace) ->
     ledger.open(make.start("r", created=FIRST))
     ledger.close(make.end("not_converged", "r"))
     STORE.delete(S3Location.parse(s3) / "ledger/digits/net/2026-11-24/235959999999-r/start.json")
-    with pytest.raises(LedgerError, match="start.json is missing"):
+    with pytest.raises(LedgerError, match=r"start\.json is missing"):
         ledger.runs()

@@ -1,0 +1,52 @@
+# Two commands: `make retrain` runs the main job on real data, `make test` runs all tests. Both install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= manifests/configs/digits.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install retrain test lint format bench compile clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+install: .venv/installed ## Install into .venv
+
+retrain: .venv/installed ## Retrain on real data: validate, canary, train, evaluate, decide, promote
+	@$(BIN)/convergate retrain $(CONFIG)
+
+# Coverage is measured in every process, the workers and the steps included.
+test: .venv/installed-test ## Run all tests, with line coverage
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=90
+
+# mypy does not follow the absolute imports of an editable install; a link with the package's name does.
+lint: .venv/installed-test ## Style, types, and the floors between rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .venv/src && ln -sfn ../.. .venv/src/convergate
+	MYPYPATH=.venv/src $(BIN)/mypy -p convergate
+	$(BIN)/lint-imports
+
+format: .venv/installed-test ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed-test ## Run the benchmarks: five real runs end with PROMOTE, start-up time
+	$(BIN)/python tests/bench/bench_retrain.py
+
+compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/
+	$(BIN)/convergate compile -o out
+
+clean: ## Remove what was installed and made; runs under .convergate stay
+	rm -rf .venv build out .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
