@@ -19,9 +19,7 @@ RESTORE_THRESHOLD = "repeated steps equal bit for bit"
 def check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Check:
     """A check that is either PASS or FAIL; the reason is told where it fails."""
     verdict: Verdict = "PASS" if good else "FAIL"
-    return Check(
-        name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason
-    )
+    return Check(name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason)
 
 
 def finite(trace: "pd.DataFrame", phase: str) -> Check:
@@ -49,7 +47,7 @@ def falling_loss(trace: "pd.DataFrame") -> Check:
         good,
         f"{first:.4g} → {last:.4g}",
         f"≤ {LOSS_RISE:g} × the first quarter's",
-        f"the loss rises from {first:.4g} to {last:.4g} over the first {len(losses)} steps: the learning rate is too high",
+        f"the loss rises from {first:.4g} to {last:.4g} over {len(losses)} steps: the learning rate is too high",
     )
 
 
@@ -73,9 +71,7 @@ def on_plan(trace: "pd.DataFrame", phase: str) -> Check:
     off = trace[trace["lr"] != trace["lr_planned"]]
     first = None if off.empty else off.iloc[0]
     detail = (
-        ""
-        if first is None
-        else f"rank {first['rank']} step {first.step}: {first.lr!r} instead of {first.lr_planned!r}"
+        "" if first is None else f"rank {first['rank']} step {first.step}: {first.lr!r} instead of {first.lr_planned!r}"
     )
     return check(f"LR on plan, {phase}", first is None, f"{len(off)} of {len(trace)} off", "0", detail)
 

@@ -11,7 +11,6 @@ from ..components.images import TORCH_IMAGE
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def canary(
     config: str,
-    run_id: str,
     plan: Input[Artifact],
     report: Output[Artifact],
     summary: Output[Markdown],
@@ -21,7 +20,6 @@ def canary(
 
     Args:
         config: The run config, as YAML text.
-        run_id: The run's id.
         plan: The RunPlan of validate_config.
         report: The CanaryReport: every check with its figure, threshold and reason.
         summary: The checks, for the UI.

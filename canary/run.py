@@ -139,9 +139,7 @@ def _restore_check(trace: "pd.DataFrame", result: TrainingResult, real: Job) -> 
     return checks.restored(first, again, resumed, real.kill_at_step)
 
 
-def _failed(
-    config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int, trace_uri: str
-) -> CanaryReport:
+def _failed(config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int, trace_uri: str) -> CanaryReport:
     outside = error.exit_code == ExitCode.OUTSIDE
     failed = Check(
         name="workers run",

@@ -59,9 +59,7 @@ def _show(path: str, config: RunConfig, found: Preflight) -> None:
     if found.problems:
         errors = len(found.errors)
         warnings = len(found.problems) - errors
-        counts = [
-            f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n
-        ]
+        counts = [f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n]
         click.echo(f"{path}: {', '.join(counts)}")
         width = min(44, max(len(f"{p.path} = {p.value}" if p.value else p.path) for p in found.problems))
         for problem in found.problems:

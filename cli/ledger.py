@@ -13,9 +13,7 @@ from ..components.errors import ExitCode, NotFoundError
 HOME = Path(".convergate")
 CONFIG = click.argument("config", type=click.Path(dir_okay=False), default="manifests/configs/digits.yaml")
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-ROOT = click.option(
-    "--root", default="s3://convergate", show_default=True, help="storage.uri of the configs."
-)
+ROOT = click.option("--root", default="s3://convergate", show_default=True, help="storage.uri of the configs.")
 
 
 def _s3() -> AbstractContextManager[Any]:
@@ -63,9 +61,7 @@ def slo_command(config: str, as_json: bool) -> None:
         click.echo(f"{parsed.experiment} / {parsed.promotion.model}: {standing.verdict}")
         for sli in standing.slis:
             click.echo(f"  {sli.verdict:<13}{sli.name:<30}{sli.line}")
-        click.echo(
-            f"  {'':<13}{'error budget':<30}{standing.failures} of {standing.allowed_failures} failures spent"
-        )
+        click.echo(f"  {'':<13}{'error budget':<30}{standing.failures} of {standing.allowed_failures} failures spent")
         classes = ", ".join(f"{count} {name}" for name, count in standing.classes.items()) or "no runs yet"
         click.echo(f"  {'':<13}{'classes':<30}{classes}")
         for line in standing.burning:
@@ -104,9 +100,7 @@ def runs_command(root: str, limit: int, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(
-            f"{row['run']:<40}{row['class']:<16}{row['decision']:<12}{row['gpu_hours']:<9.3g}{row['reason']}"
-        )
+        click.echo(f"{row['run']:<40}{row['class']:<16}{row['decision']:<12}{row['gpu_hours']:<9.3g}{row['reason']}")
     if not rows:
         click.echo("no runs yet")
 

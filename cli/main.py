@@ -90,3 +90,7 @@ def main() -> None:
         click.echo(f"convergate: {error.filename or 'the system'}: {error.strerror or error}", err=True)
         code = ExitCode.OUTSIDE
     sys.exit(int(code or 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,9 +23,7 @@ class RunProgress:
             return
         seed, processes = derive_seed(config, run_id), config.distributed.world_size
         digests = config_digests(config)
-        click.echo(
-            f"{config.experiment} · {run_id} · seed {seed} · config {digests.short} · {processes} processes"
-        )
+        click.echo(f"{config.experiment} · {run_id} · seed {seed} · config {digests.short} · {processes} processes")
         if sys.stdout.isatty():
             from rich.console import Console
 

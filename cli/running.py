@@ -128,8 +128,6 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
             on_line=lambda line: click.echo(line, err=True) if not as_json else None,
         )
     click.echo(
-        result.model_dump_json(indent=2)
-        if as_json
-        else f"{result.status}: {result.summary}\n{result.checkpoint_uri}"
+        result.model_dump_json(indent=2) if as_json else f"{result.status}: {result.summary}\n{result.checkpoint_uri}"
     )
     raise click.exceptions.Exit(ExitCode.POSITIVE if result.verdict == "PASS" else ExitCode.NEGATIVE)

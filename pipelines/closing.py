@@ -161,9 +161,7 @@ def _series(page: RunPage) -> dict[str, list[tuple[int, float]]]:
             found[column] = list(zip(first["step"].astype(int), first[column].astype(float), strict=True))
     if validations is not None and len(validations):
         for metric, rows in validations.groupby("metric"):
-            found[f"val_{metric}"] = list(
-                zip(rows["step"].astype(int), rows["value"].astype(float), strict=True)
-            )
+            found[f"val_{metric}"] = list(zip(rows["step"].astype(int), rows["value"].astype(float), strict=True))
     return found
 
 
@@ -176,9 +174,7 @@ def steps(page: RunPage) -> list[tuple[str, Verdict, float, str]]:
         "train": page.training,
         "evaluate": page.evaluation,
     }
-    found = [
-        (name, doc.verdict, doc.seconds, doc.summary) for name, doc in documents.items() if doc is not None
-    ]
+    found = [(name, doc.verdict, doc.seconds, doc.summary) for name, doc in documents.items() if doc is not None]
     if page.decision is not None:
         verdict: Verdict = "PASS" if page.decision.sets_alias else "FAIL"
         found.append(("gate", verdict, page.decision.seconds, page.decision.summary))

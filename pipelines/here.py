@@ -112,9 +112,7 @@ def _outcome(
     root = config.storage.uri
     run = Ledger(root, config.experiment, config.promotion.model).find(run_id)
     if run is None:
-        raise OutsideError(
-            f"run {run_id} was never opened: {last_error(folder)} → see {folder / 'pipeline.log'}"
-        )
+        raise OutsideError(f"run {run_id} was never opened: {last_error(folder)} → see {folder / 'pipeline.log'}")
     if run.end is None:
         close_run(text, run_id)
     page = load_page(text, root, run_id, with_trace=False)

@@ -18,9 +18,7 @@ STOP_SECONDS = 90.0
 """Workers save after SIGTERM, within their grace."""
 
 
-def run_pipeline(
-    ir: Path, arguments: dict[str, str], folder: Path, on_poll: Callable[[], None] = lambda: None
-) -> int:
+def run_pipeline(ir: Path, arguments: dict[str, str], folder: Path, on_poll: Callable[[], None] = lambda: None) -> int:
     """Run the IR with its output in `<folder>/pipeline.log`; returns its exit code.
 
     When this process is interrupted, the pipeline and all its steps are ended, and waited for, before the

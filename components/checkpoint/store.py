@@ -24,7 +24,7 @@ class CheckpointRef:
 
     attempt: int
     step: int
-    prefix: S3Location = S3Location("none")
+    prefix: S3Location
 
     @property
     def uri(self) -> str:
@@ -121,9 +121,7 @@ class CheckpointStore:
                 continue
             return ref
         if refs:
-            raise CheckpointError(
-                f"{self.root}: none of {len(refs)} checkpoints verifies → start with --resume never"
-            )
+            raise CheckpointError(f"{self.root}: none of {len(refs)} checkpoints verifies → start with --resume never")
         return None
 
     def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[CheckpointRef]:

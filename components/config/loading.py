@@ -81,13 +81,9 @@ def parse_config(text: str, source: str = "config") -> RunConfig:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ProblemsError(source, [_yaml_problem(error)]) from error
     if raw is None:
-        raise ProblemsError(
-            source, [Problem("(file)", "is empty", fix="start from manifests/configs/digits.yaml")]
-        )
+        raise ProblemsError(source, [Problem("(file)", "is empty", fix="start from manifests/configs/digits.yaml")])
     if not isinstance(raw, dict):
-        raise ProblemsError(
-            source, [Problem("(file)", f"is a {type(raw).__name__}, not a mapping of sections")]
-        )
+        raise ProblemsError(source, [Problem("(file)", f"is a {type(raw).__name__}, not a mapping of sections")])
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -23,7 +23,7 @@ class TaskConfig(Section):
     """The user's model and data: `package.module:Class`, called with `params`."""
 
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class OptimizerConfig(Section):

@@ -4,6 +4,8 @@ import os
 import subprocess
 from time import perf_counter
 
+from pydantic import Field
+
 from .digest import config_digests, derive_seed
 from .document import Document, Verdict
 from .models import RunConfig
@@ -14,7 +16,7 @@ class RunPlan(Document):
     """A validated config with everything that is derived from it."""
 
     verdict: Verdict
-    problems: list[str] = []
+    problems: list[str] = Field(default_factory=list)
     """Errors and warnings, one line each; errors alone make the verdict FAIL."""
     num_checks: int
     experiment: str
@@ -61,8 +63,7 @@ def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> Run
     return RunPlan(
         run_id=run_id,
         seconds=perf_counter() - started,
-        summary=f"{found.num_checks} checks"
-        + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""),
+        summary=f"{found.num_checks} checks" + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""),
         verdict="FAIL" if found.errors else "PASS",
         problems=[f"{problem.level}: {' '.join(problem.lines(0).split())}" for problem in found.problems],
         num_checks=found.num_checks,
@@ -83,9 +84,7 @@ def _commit() -> str | None:
     if os.environ.get("CONVERGATE_COMMIT"):
         return os.environ["CONVERGATE_COMMIT"]
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

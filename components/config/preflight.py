@@ -127,9 +127,7 @@ def _batch_scaling(config: RunConfig) -> Problem | None:
 def _momentum(config: RunConfig) -> Problem | None:
     if config.optimizer.kind == "sgd" or "momentum" not in config.optimizer.model_fields_set:
         return None
-    return Problem(
-        "optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning"
-    )
+    return Problem("optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning")
 
 
 def _restarts(config: RunConfig) -> Problem | None:

@@ -63,9 +63,7 @@ def _load(key_file: Path) -> Ed25519PrivateKey | Ed25519PublicKey:
     try:
         pem = key_file.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{key_file}: cannot be read: {error.strerror} → openssl genpkey -algorithm ed25519"
-        ) from error
+        raise UserError(f"{key_file}: cannot be read: {error.strerror} → openssl genpkey -algorithm ed25519") from error
     try:
         key = (
             serialization.load_pem_private_key(pem, password=None)

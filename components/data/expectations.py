@@ -35,21 +35,15 @@ def derive(table: "pd.DataFrame", spec: TableSpec) -> "pd.DataFrame":
     features = table[list(spec.features)].to_numpy(dtype=np.float64)
     finite = np.isfinite(features)
     known = np.where(finite, features, np.nan)
-    hashes = pd.util.hash_array(
-        np.ascontiguousarray(features).view(f"V{features.shape[1] * 8}").ravel().astype(object)
-    )
+    hashes = pd.util.hash_array(np.ascontiguousarray(features).view(f"V{features.shape[1] * 8}").ravel().astype(object))
     split, label = table[spec.split].astype(str), table[spec.label]
     splits_of_row = split.groupby(hashes).transform("nunique")
     per_class = label.groupby([split, label]).transform("size")
     return pd.DataFrame(
         {
             "broken_cells": (~finite).sum(axis=1),
-            "smallest": pd.Series(known.min(axis=1, initial=np.inf, where=finite)).replace(
-                np.inf, spec.minimum
-            ),
-            "largest": pd.Series(known.max(axis=1, initial=-np.inf, where=finite)).replace(
-                -np.inf, spec.maximum
-            ),
+            "smallest": pd.Series(known.min(axis=1, initial=np.inf, where=finite)).replace(np.inf, spec.minimum),
+            "largest": pd.Series(known.max(axis=1, initial=-np.inf, where=finite)).replace(-np.inf, spec.maximum),
             "spread": table[list(spec.features)].std(axis=1, ddof=0).fillna(1.0).to_numpy(),
             "row_hash": hashes.astype(str),
             "split": split.to_numpy(),
@@ -79,12 +73,8 @@ def suite(spec: TableSpec) -> list[Expectation]:
             {"max_value": 0},
             "cells are null, NaN or infinite",
         ),
-        Expectation(
-            "smallest feature in range", between, "smallest", {"min_value": low}, f"features below {low:g}"
-        ),
-        Expectation(
-            "largest feature in range", between, "largest", {"max_value": high}, f"features above {high:g}"
-        ),
+        Expectation("smallest feature in range", between, "smallest", {"min_value": low}, f"features below {low:g}"),
+        Expectation("largest feature in range", between, "largest", {"max_value": high}, f"features above {high:g}"),
         Expectation(
             "rows are not constant",
             between,
@@ -106,9 +96,7 @@ def suite(spec: TableSpec) -> list[Expectation]:
             {"value_set": list(SPLITS)},
             f"one of {', '.join(SPLITS)} has no rows",
         ),
-        Expectation(
-            "no duplicate rows", "ExpectColumnValuesToBeUnique", "row_hash", {}, "rows stand more than once"
-        ),
+        Expectation("no duplicate rows", "ExpectColumnValuesToBeUnique", "row_hash", {}, "rows stand more than once"),
         Expectation(
             "splits do not overlap",
             between,

@@ -46,8 +46,7 @@ class DataReport(Document):
     def to_markdown(self) -> str:
         """The expectations as a person reads them in the UI."""
         rows = [
-            f"| {e.name} | {'PASS' if e.passed else 'FAIL'} | {e.observed} | {e.reason} |"
-            for e in self.expectations
+            f"| {e.name} | {'PASS' if e.passed else 'FAIL'} | {e.observed} | {e.reason} |" for e in self.expectations
         ]
         head = [
             f"**{self.verdict}** {self.summary}",

@@ -51,9 +51,7 @@ def validate_data(config: RunConfig, run_id: str) -> DataReport:
     return report
 
 
-def validate_table(
-    table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot: str | None = None
-) -> DataReport:
+def validate_table(table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot: str | None = None) -> DataReport:
     """Validate a table; a table of the wrong shape fails its first expectation and is looked at no further."""
     shape = _shape(table, spec)
     results = [shape]
@@ -108,17 +106,13 @@ def _run_suite(derived: "pd.DataFrame", expectations: list[Expectation]) -> list
         built = gx.ExpectationSuite(name="default")
         for expectation in expectations:
             column = {"column": expectation.column} if expectation.column else {}
-            built.add_expectation(
-                getattr(gx.expectations, expectation.type)(**column, **expectation.arguments)
-            )
+            built.add_expectation(getattr(gx.expectations, expectation.type)(**column, **expectation.arguments))
         validation = gx.ValidationDefinition(name="table", data=definition, suite=context.suites.add(built))
         answer = context.validation_definitions.add(validation).run(
             batch_parameters={"dataframe": derived}, result_format={"result_format": "COMPLETE"}
         )
     by_key = {_key(result.expectation_config): result for result in answer.results}
-    return [
-        _result(expectation, by_key[expectation.type, expectation.column]) for expectation in expectations
-    ]
+    return [_result(expectation, by_key[expectation.type, expectation.column]) for expectation in expectations]
 
 
 def _key(configuration: Any) -> tuple[str, str]:
@@ -131,9 +125,7 @@ def _result(expectation: Expectation, answer: Any) -> ExpectationResult:
     rows = [int(row) for row in result.get("unexpected_index_list") or []]
     count = int(result.get("unexpected_count") or 0)
     observed = (
-        f"{count} of {result['element_count']} rows"
-        if "element_count" in result
-        else str(result.get("observed_value"))
+        f"{count} of {result['element_count']} rows" if "element_count" in result else str(result.get("observed_value"))
     )
     reason = ""
     if not answer.success:

@@ -44,9 +44,7 @@ def evaluate_candidate(config: RunConfig, training: TrainingResult, champion: Ch
     scores = score_checkpoint(task, training.checkpoint_uri, training.checkpoint_digest)
     name, policy = config.evaluation.metric, config.evaluation
     if name not in scores:
-        raise UserError(
-            f"evaluation.metric = {name}: the task scores {', '.join(sorted(scores))} → one of these"
-        )
+        raise UserError(f"evaluation.metric = {name}: the task scores {', '.join(sorted(scores))} → one of these")
     values = scores[name]
     value, (low, high) = float(values.mean()), mean_interval(values)
     checks = [_finite(scores), _target(value, policy.target, policy.mode)]
@@ -113,9 +111,7 @@ def _finite(scores: dict[str, NDArray[np.float64]]) -> Check:
 def _target(value: float, target: float, mode: str) -> Check:
     good = value >= target if mode == "max" else value <= target
     relation = "≥" if mode == "max" else "≤"
-    return _check(
-        "target", good, f"{value:.4g}", f"{relation} {target:g}", f"{value:.4g} misses the target {target:g}"
-    )
+    return _check("target", good, f"{value:.4g}", f"{relation} {target:g}", f"{value:.4g} misses the target {target:g}")
 
 
 def _against_champion(
@@ -133,16 +129,12 @@ def _against_champion(
     margin = policy.margin_vs_champion
     good = value >= best - margin if policy.mode == "max" else value <= best + margin
     threshold = f"{best:.4g} {'-' if policy.mode == 'max' else '+'} {margin:g}"
-    return best, _check(
-        label, good, f"{value:.4g}", threshold, f"the champion has {best:.4g} on the same samples"
-    )
+    return best, _check(label, good, f"{value:.4g}", threshold, f"the champion has {best:.4g} on the same samples")
 
 
 def _check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Check:
     verdict: Verdict = "PASS" if good else "FAIL"
-    return Check(
-        name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason
-    )
+    return Check(name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason)
 
 
 def _number(value: float | None) -> str:

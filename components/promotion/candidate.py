@@ -30,9 +30,7 @@ CHECKPOINT_TAG = "convergate.checkpoint"
 DIGEST_TAG = "convergate.checkpoint_digest"
 
 
-def register_candidate(
-    client: "MlflowClient", config: RunConfig, mlflow_run: str, uri: str, digest: str
-) -> str:
+def register_candidate(client: "MlflowClient", config: RunConfig, mlflow_run: str, uri: str, digest: str) -> str:
     """Log and register the model of a checkpoint; returns its version. Repeated, it finds the version again.
 
     Raises:

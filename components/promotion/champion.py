@@ -100,9 +100,7 @@ def champion_reference(root: str, model: str) -> str:
     """The champion's uri and digest as JSON, both empty where there is none; the input of evaluation."""
     record = read_champion(root, model)
     champion = record.champion if record else None
-    return json.dumps(
-        {"uri": champion.uri if champion else "", "digest": champion.digest if champion else ""}
-    )
+    return json.dumps({"uri": champion.uri if champion else "", "digest": champion.digest if champion else ""})
 
 
 def _changed(record: ChampionRecord, current: ChampionRecord | None) -> ChampionChangedError:

@@ -52,9 +52,7 @@ class Promotion(Document):
     def to_markdown(self) -> str:
         """For the UI."""
         facts = {"checkpoint": self.uri, "digest": self.digest, "audit": self.audit_uri}
-        return (
-            "\n".join([f"**{self.summary}**", "", *(f"- {k}: `{v}`" for k, v in facts.items() if v)]) + "\n"
-        )
+        return "\n".join([f"**{self.summary}**", "", *(f"- {k}: `{v}`" for k, v in facts.items() if v)]) + "\n"
 
 
 def promote_run(config: RunConfig, run_id: str, decision: Decision, actor: str = "") -> Promotion:
@@ -86,9 +84,7 @@ def promote_run(config: RunConfig, run_id: str, decision: Decision, actor: str =
         _set_alias(client, model, CHALLENGER, version)
         alias, audit = CHALLENGER, ""
         if decision.decision == "PROMOTE":
-            release = Release(
-                version=version, run_id=run_id, uri=uri, digest=digest, decision_digest=decision_digest
-            )
+            release = Release(version=version, run_id=run_id, uri=uri, digest=digest, decision_digest=decision_digest)
             audit = _crown(config, release, decision, actor or _user())
             _reconcile(client, config)
             alias = config.promotion.alias
@@ -219,9 +215,7 @@ def _set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> 
     client.set_registered_model_alias(model, alias, version)
     found = str(client.get_model_version_by_alias(model, alias).version)
     if found != version:
-        raise OutsideError(
-            f"{model}@{alias} is v{found} after it was set to v{version}: somebody else writes it"
-        )
+        raise OutsideError(f"{model}@{alias} is v{found} after it was set to v{version}: somebody else writes it")
 
 
 def _user() -> str:

@@ -99,9 +99,7 @@ def picture(name: str, label: str, height: float, paint: "Callable[[Figure], Non
         figure = new_figure(height)
         paint(figure)
         buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(buffer.getvalue(), name, label)
 
 

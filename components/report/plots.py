@@ -69,9 +69,7 @@ def training_loss(trace: "pd.DataFrame", marks: list[Mark]) -> str:
                 colour = COLOURS[f"series{index}"]
                 axes.plot(*thin(steps, values, POINTS // 2), color=colour, linewidth=0.7, alpha=0.3)
                 smooth, _ = smoothed(values)
-                axes.plot(
-                    *thin(steps, smooth, POINTS // 2), color=colour, linewidth=1.5, label=f"rank {rank}"
-                )
+                axes.plot(*thin(steps, smooth, POINTS // 2), color=colour, linewidth=1.5, label=f"rank {rank}")
         else:
             _ranks_as_band(axes, trace, len(ranks))
         step_axis(axes)
@@ -93,9 +91,7 @@ def validation_metrics(validations: "pd.DataFrame", metric: str = "", target: fl
             rows = validations[validations["metric"] == name].sort_values("step")
             steps, values = rows["step"].to_numpy(dtype=np.float64), rows["value"].to_numpy(dtype=np.float64)
             marker = {"marker": "o", "markersize": 3.5} if len(rows) <= 60 else {}  # noqa: PLR2004 - dots then touch
-            axes.plot(
-                *thin(steps, values, POINTS // 2), color=COLOURS[f"series{index}"], linewidth=1.5, **marker
-            )
+            axes.plot(*thin(steps, values, POINTS // 2), color=COLOURS[f"series{index}"], linewidth=1.5, **marker)
             draw_non_finite(axes, steps[~np.isfinite(values)])
             if name == metric and target is not None:
                 axes.axhline(target, color=COLOURS["good"], linewidth=1.1, linestyle=(0, (5, 3)))
@@ -109,9 +105,7 @@ def validation_metrics(validations: "pd.DataFrame", metric: str = "", target: fl
             axes.set_title(name, loc="left", fontsize=9.5, color=COLOURS["ink"])
             step_axis(axes, "update" if index == len(names) - 1 else "")
 
-    return picture(
-        "validation", f"Validation: {', '.join(names)}", max(HEIGHT, 0.4 + 1.35 * len(names)), paint
-    )
+    return picture("validation", f"Validation: {', '.join(names)}", max(HEIGHT, 0.4 + 1.35 * len(names)), paint)
 
 
 def gradient_norm(trace: "pd.DataFrame", clip: float | None, marks: list[Mark]) -> str:
@@ -154,9 +148,7 @@ def slo_intervals(standing: Standing) -> str:
         for axes, sli in zip(panels, costs, strict=True):
             _cost_panel(axes, sli)
 
-    return picture(
-        "slo", "The SLO: each indicator's interval against its target", 0.6 + 0.62 * sum(rows), paint
-    )
+    return picture("slo", "The SLO: each indicator's interval against its target", 0.6 + 0.62 * sum(rows), paint)
 
 
 def plot_schedule(schedule: Schedule, path: Path) -> None:
@@ -167,9 +159,7 @@ def plot_schedule(schedule: Schedule, path: Path) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
-        raise UserError(
-            f"{path}: the suffix {suffix or 'is missing and'} says no known picture → FILE.png or FILE.svg"
-        )
+        raise UserError(f"{path}: the suffix {suffix or 'is missing and'} says no known picture → FILE.png or FILE.svg")
     with style():
         figure = new_figure(HEIGHT + 0.3)
         axes = figure.add_subplot()
@@ -200,9 +190,7 @@ def _off_plan(axes: "Axes", trace: "pd.DataFrame") -> None:
 def _ranks_as_band(axes: "Axes", trace: "pd.DataFrame", num_ranks: int) -> None:
     finite = trace[np.isfinite(trace["loss"].to_numpy(dtype=np.float64))].groupby("step")["loss"]
     steps = np.array(sorted(finite.groups), dtype=np.float64)
-    low, high = (
-        thin(steps, edge.to_numpy(dtype=np.float64), POINTS // 2) for edge in (finite.min(), finite.max())
-    )
+    low, high = (thin(steps, edge.to_numpy(dtype=np.float64), POINTS // 2) for edge in (finite.min(), finite.max()))
     for edge in (low, high):
         axes.plot(*edge, color=COLOURS["series0"], linewidth=0.6, alpha=0.35)
     smooth, _ = smoothed(finite.median().to_numpy(dtype=np.float64))

@@ -33,13 +33,9 @@ def render(page: RunPage) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "duration": tables.duration, "tone": tables.tone, "svg": Markup}
-    template = environment.from_string(
-        files(__package__).joinpath("template.html").read_text(encoding="utf-8")
-    )
+    template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
     marks = series.marks(page)
     return template.render(
         page=page,
@@ -91,9 +87,7 @@ def figures(page: RunPage, marks: list[series.Mark]) -> list[Figure]:
         found.append(_learning_rate(page, schedule, marks))
     if trace is not None:
         window = series.smoothed(np.zeros(int(trace["step"].nunique())))[1]
-        caption = (
-            f"Pale: every update; strong: median over {window} updates. A gap is a loss that is not finite."
-        )
+        caption = f"Pale: every update; strong: median over {window} updates. A gap is a loss that is not finite."
         found.append(Figure(f"Training loss{whose}", plots.training_loss(trace, marks), caption))
     validations = page.validations
     if validations is not None and not validations.empty:
@@ -101,15 +95,11 @@ def figures(page: RunPage, marks: list[series.Mark]) -> list[Figure]:
         if page.evaluation is None and page.config is not None:
             metric, target = page.config.evaluation.metric, page.config.evaluation.target
         caption = "On the validation split, all ranks together. The target holds for the test split."
-        found.append(
-            Figure(f"Validation{whose}", plots.validation_metrics(validations, metric, target), caption)
-        )
+        found.append(Figure(f"Validation{whose}", plots.validation_metrics(validations, metric, target), caption))
     if trace is not None:
         clip = page.config.optimizer.grad_clip_norm if page.config is not None else None
         found.append(
-            Figure(
-                f"Gradient norm{whose}", plots.gradient_norm(trace, clip, marks), _clip_caption(page, clip)
-            )
+            Figure(f"Gradient norm{whose}", plots.gradient_norm(trace, clip, marks), _clip_caption(page, clip))
         )
     return found
 

@@ -132,9 +132,7 @@ def non_finite_steps(trace: "pd.DataFrame") -> Floats:
 
 def marks(page: RunPage) -> list[Mark]:
     """The training's events, and each stretch of non-finite records that none of them tells of, by step."""
-    events = (
-        [(event.step, event.kind, event.detail) for event in page.training.events] if page.training else []
-    )
+    events = [(event.step, event.kind, event.detail) for event in page.training.events] if page.training else []
     told = {step for step, kind, _ in events if "non_finite" in kind}
     if page.trace is not None and not page.trace.empty:
         events += [found for found in _stretches(page.trace) if not told & {found[0], found[0] + 1}]

@@ -65,16 +65,10 @@ def costs(page: RunPage) -> list[tuple[str, str, str, str]]:
     canary, training, config = page.canary, page.training, page.config
     if canary is None and training is None and page.end is None:
         return []
-    spent = (
-        page.end.gpu_hours if page.end is not None else training.gpu_hours if training is not None else None
-    )
+    spent = page.end.gpu_hours if page.end is not None else training.gpu_hours if training is not None else None
     projected = canary.projected_gpu_hours if canary is not None and canary.projected_gpu_hours else None
-    limit, price = (
-        (config.budget.max_gpu_hours, config.budget.gpu_hour_price) if config is not None else (None, None)
-    )
-    projected_time = (
-        duration(canary.projected_seconds) if projected is not None and canary is not None else ""
-    )
+    limit, price = (config.budget.max_gpu_hours, config.budget.gpu_hour_price) if config is not None else (None, None)
+    projected_time = duration(canary.projected_seconds) if projected is not None and canary is not None else ""
     rows = [
         (
             "time in the loop",
@@ -92,9 +86,7 @@ def costs(page: RunPage) -> list[tuple[str, str, str, str]]:
     if page.end is not None:
         rows.append(("whole run, canary included", "", hours(spent), ""))
     if price is not None:
-        amounts = [
-            f"{value * price:,.2f}" if value is not None else "" for value in (projected, spent, limit)
-        ]
+        amounts = [f"{value * price:,.2f}" if value is not None else "" for value in (projected, spent, limit)]
         rows.append((f"price, at {price:g} a GPU-hour", amounts[0], amounts[1], amounts[2]))
     return [row for row in rows if any(row[1:3])]
 

@@ -43,19 +43,13 @@ def _decided(page: RunPage, decision: Decision) -> Headline:
         return Headline("HOLD", "open", _sentence(f"Held, although the candidate passes its checks: {why}"))
     if page.promotion is None:
         state = (
-            "no alias is set yet"
-            if page.end is None
-            else f"no alias was set: {page.end.reason or 'no reason given'}"
+            "no alias is set yet" if page.end is None else f"no alias was set: {page.end.reason or 'no reason given'}"
         )
         tone: Tone = "open" if page.end is None else "bad"
-        return Headline(
-            decision.decision, tone, _sentence(f"Decided {decision.decision} ({why}), but {state}")
-        )
+        return Headline(decision.decision, tone, _sentence(f"Decided {decision.decision} ({why}), but {state}"))
     name = f"{page.promotion.model} v{page.promotion.version} is now {page.promotion.alias}"
     if decision.decision == "CHALLENGER":
-        return Headline(
-            "CHALLENGER", "good", _sentence(f"{name}: the candidate passes its checks, but {why}")
-        )
+        return Headline("CHALLENGER", "good", _sentence(f"{name}: the candidate passes its checks, but {why}"))
     return Headline("PROMOTE", "good", _sentence(f"{name}: {why}"))
 
 
@@ -85,9 +79,7 @@ def _stopped(page: RunPage) -> Headline | None:
     """Where a run stopped by the infrastructure, a verdict or an error; None where it did not."""
     end, training = page.end, page.training
     if end is not None and end.run_class == "infrastructure":
-        return Headline(
-            "STOPPED", "open", _sentence(f"Ended by the infrastructure {_after(page)}: {_why(end)}")
-        )
+        return Headline("STOPPED", "open", _sentence(f"Ended by the infrastructure {_after(page)}: {_why(end)}"))
     early = _before_training(page)
     if early is not None:
         return early
@@ -135,9 +127,7 @@ def _untrained(training: TrainingResult) -> Headline:
 
 def _unfinished(page: RunPage) -> Headline:
     if page.start is None:
-        return Headline(
-            "UNKNOWN", "open", _sentence(f"The ledger does not know this run; it stands {_after(page)}")
-        )
+        return Headline("UNKNOWN", "open", _sentence(f"The ledger does not know this run; it stands {_after(page)}"))
     if page.written > page.start.deadline:
         deadline = f"{page.start.deadline:%Y-%m-%d %H:%M} UTC"
         return Headline(
@@ -157,9 +147,7 @@ def _after(page: RunPage) -> str:
         ("the data's validation", page.data),
         ("the config's validation", page.plan),
     ]
-    return next(
-        (f"after {name}" for name, document in reached if document is not None), "before its first step ended"
-    )
+    return next((f"after {name}" for name, document in reached if document is not None), "before its first step ended")
 
 
 def _why(end: EndRecord) -> str:

@@ -84,9 +84,9 @@ class BatchScaling(Section):
 class ScheduleConfig(Section):
     """The `schedule` section. Rates are per update; steps count from 0 and are optimizer updates."""
 
-    kind: Literal[
-        "cosine", "cosine_restarts", "linear", "exponential", "step", "one_cycle", "plateau", "constant"
-    ] = "cosine"
+    kind: Literal["cosine", "cosine_restarts", "linear", "exponential", "step", "one_cycle", "plateau", "constant"] = (
+        "cosine"
+    )
     lr0: Positive
     lr_min: NonNegative = 0.0
     total_steps: PositiveCount | None = None

@@ -147,8 +147,7 @@ def build_schedule(config: ScheduleConfig, *, total_steps: int, batch_size: int)
     """
     if config.kind not in IMPLEMENTED_KINDS:
         raise UserError(
-            f"schedule.kind = {config.kind}: not available in this version"
-            f" → one of {', '.join(IMPLEMENTED_KINDS)}"
+            f"schedule.kind = {config.kind}: not available in this version → one of {', '.join(IMPLEMENTED_KINDS)}"
         )
     lr0 = peak_lr(config, batch_size)
     warmup_steps, start_lr = config.warmup.steps, config.warmup.start_lr

@@ -124,18 +124,14 @@ def _outcome(
     return "PROMOTE", [f"the candidate passes, and the SLO is {'proven' if not unproven else 'not breached'}"]
 
 
-def candidate_checks(
-    config: RunConfig, plan: RunPlan, training: TrainingResult, evaluation: Evaluation
-) -> list[Check]:
+def candidate_checks(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluation: Evaluation) -> list[Check]:
     """What plan and training say of the candidate, beside what evaluation says."""
     parted = _parted(config, plan, training, evaluation)
     deviation, errors, hours = training.max_lr_deviation, training.lr_sync_errors, training.gpu_hours
     limit = config.budget.max_gpu_hours
     off_plan = f"the applied rate was off plan by up to {deviation:g}"
     return [
-        _check(
-            "one run", not parted, config_digests(config).short, plan.training_digest[:4], "; ".join(parted)
-        ),
+        _check("one run", not parted, config_digests(config).short, plan.training_digest[:4], "; ".join(parted)),
         _check(
             "training completed",
             training.status == "completed",
@@ -175,9 +171,7 @@ def _parted(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluati
 
 def _check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Check:
     verdict: Literal["PASS", "FAIL"] = "PASS" if good else "FAIL"
-    return Check(
-        name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason
-    )
+    return Check(name=name, verdict=verdict, figure=figure, threshold=threshold, reason="" if good else reason)
 
 
 def classify(

@@ -85,9 +85,7 @@ def _names(config_text: str) -> tuple[str, str, str, str]:
         root = _URI.validate_python((raw.get("storage") or {}).get("uri", StorageConfig().uri))
         owner = raw.get("owner")
     except _UNNAMED as error:
-        raise UserError(
-            "the config names no experiment and promotion.model → convergate validate CONFIG"
-        ) from error
+        raise UserError("the config names no experiment and promotion.model → convergate validate CONFIG") from error
     team = owner.get("team") if isinstance(owner, dict) else None
     return root, experiment, model, str(team or "")
 
@@ -110,9 +108,7 @@ def run_gate(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluat
     """
     started = perf_counter()
     ledger = Ledger(config.storage.uri, config.experiment, config.promotion.model)
-    run_class, reason = classify(
-        training_started=True, training=training, evaluation=evaluation, interrupted=False
-    )
+    run_class, reason = classify(training_started=True, training=training, evaluation=evaluation, interrupted=False)
     current = end_record(plan.run_id, run_class, reason, training, evaluation)
     standing = take_standing(config.slo, ledger.runs(), current)
     decision = decide(config, plan, training, evaluation, standing)

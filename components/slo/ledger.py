@@ -143,9 +143,7 @@ class Ledger:
         return None if place is None else _read_run(self._store, place)
 
     def _place(self, run_id: str) -> "_Place | None":
-        return next(
-            (place for place in _places(self._store.list(self._prefix)) if place.run_id == run_id), None
-        )
+        return next((place for place in _places(self._store.list(self._prefix)) if place.run_id == run_id), None)
 
 
 def all_runs(root: str, limit: int | None = None) -> list[LedgerRun]:
@@ -178,9 +176,7 @@ def _places(locations: Iterable[S3Location]) -> list[_Place]:
         if match := _KEY.search(location.key):
             prefix = S3Location(location.bucket, location.key.rpartition("/")[0])
             files.setdefault(prefix, (match, set()))[1].add(match["file"])
-    places = [
-        _Place(at, match["stamp"], match["run_id"], "end" in names) for at, (match, names) in files.items()
-    ]
+    places = [_Place(at, match["stamp"], match["run_id"], "end" in names) for at, (match, names) in files.items()]
     return sorted(places, key=lambda place: (place.stamp, place.run_id), reverse=True)
 
 
@@ -211,7 +207,5 @@ def _read(store: S3Store, place: _Place, name: str, kind: type[_Record]) -> _Rec
         cause = f"{where}: {problem['msg']}" if where else problem["msg"]
         raise LedgerError(f"{key} is no ledger record ({cause}) → restore it from a backup") from error
     if record.run_id != place.run_id:
-        raise LedgerError(
-            f"{key} is the record of run {record.run_id}, and lies in another's place → restore it"
-        )
+        raise LedgerError(f"{key} is the record of run {record.run_id}, and lies in another's place → restore it")
     return record

@@ -96,9 +96,7 @@ class Standing(BaseModel):
         return next(sli.line for sli in self.slis if sli.verdict == self.verdict)
 
 
-def take_standing(
-    policy: SloConfig, history: Sequence[LedgerRun], current: EndRecord | None = None
-) -> Standing:
+def take_standing(policy: SloConfig, history: Sequence[LedgerRun], current: EndRecord | None = None) -> Standing:
     """The standing over the ledger's runs, newest first.
 
     Args:

@@ -18,6 +18,9 @@ BURN_RULES = (("page", 4, 5), ("page", 6, 10), ("ticket", 5, 10), ("ticket", 9, 
 """(severity, failures, of the last n runs): at a target of 80 % burn rates cannot reach the usual 14.4."""
 _LARGEST_EXPONENT = 700.0
 """Above e^709 a double overflows; far beyond any alarm."""
+_SMALLEST_SHARE = 1e-290
+"""Below 2e-308 doubles lose digits, and then vanish."""
+_NEGLIGIBLE = 1e-17
 
 
 def lower_bound(successes: int, trials: int) -> float:
@@ -85,7 +88,7 @@ def log_e_value(successes: int, trials: int, target: float) -> float:
     """The natural logarithm of the evidence against 'the success rate is at least `target`'.
 
     `E = B(k+1, n-k+1)·I_p0(k+1, n-k+1) / (p0·p0^k·(1-p0)^(n-k))`: the likelihood averaged over rates
-    below the target, over the likelihood at it. 0 after no runs; -inf where a double cannot hold so little.
+    below the target, over the likelihood at it. 0 after no runs.
 
     Raises:
         ValueError: when the counts are none, or the target is not within (0, 1).
@@ -97,10 +100,23 @@ def log_e_value(successes: int, trials: int, target: float) -> float:
         raise ValueError(f"target {target} is not within (0, 1)")
     failures = trials - successes
     below = float(betainc(successes + 1, failures + 1, target))
-    if below == 0.0:
-        return -math.inf
+    if below < _SMALLEST_SHARE:
+        return _log_e_value_of_good_runs(successes, trials, target)
     log_e = float(betaln(successes + 1, failures + 1)) + math.log(below)
     return log_e - (successes + 1) * math.log(target) - failures * math.log1p(-target)
+
+
+def _log_e_value_of_good_runs(successes: int, trials: int, target: float) -> float:
+    """As `log_e_value`, for a rate so far above the target that `I_p0` leaves the doubles.
+
+    `E = (1-p0)/(k+1) · 2F1(n+2, 1; k+2; p0)` (DLMF 8.17.8), whose terms fall where k/n is above the target.
+    """
+    total, term, place = 0.0, 1.0, 0
+    while term > _NEGLIGIBLE * total:
+        total += term
+        term *= target * (trials + 2 + place) / (successes + 2 + place)
+        place += 1
+    return math.log1p(-target) - math.log(successes + 1) + math.log(total)
 
 
 def e_value(successes: int, trials: int, target: float) -> float:

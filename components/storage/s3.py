@@ -71,11 +71,12 @@ def endpoint_url() -> str | None:
 
 
 @cache
-def _shared_client(endpoint: str | None, _pid: int) -> "S3Client":
+def _shared_client(endpoint: str | None, _key: str | None, _pid: int) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    # Not boto3's default session, which keeps the first credentials that it met.
+    return boto3.Session().client(
         "s3",
         endpoint_url=endpoint,
         region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
@@ -92,7 +93,7 @@ def _shared_client(endpoint: str | None, _pid: int) -> "S3Client":
 
 def s3_client() -> "S3Client":
     """The process's client; thread-safe, made anew after a fork or when the endpoint changes."""
-    return _shared_client(endpoint_url(), os.getpid())
+    return _shared_client(endpoint_url(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
 
 
 class S3Store:
@@ -108,14 +109,10 @@ class S3Store:
         with _translated(location, "read"):
             return s3_client().get_object(Bucket=location.bucket, Key=location.key)["Body"].read()
 
-    def write(
-        self, location: S3Location, data: bytes, content_type: str = "application/octet-stream"
-    ) -> None:
+    def write(self, location: S3Location, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write an object, over an older one if there is one."""
         with _translated(location, "write"):
-            s3_client().put_object(
-                Bucket=location.bucket, Key=location.key, Body=data, ContentType=content_type
-            )
+            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, ContentType=content_type)
 
     def create(self, location: S3Location, data: bytes, content_type: str = "application/json") -> None:
         """Write an object only where there is none.
@@ -167,9 +164,7 @@ class S3Store:
         start = f"{prefix.key}/" if prefix.key else ""
         try:
             with _translated(prefix, "list"):
-                pages = (
-                    s3_client().get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=start)
-                )
+                pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=start)
                 for page in pages:
                     for item in page.get("Contents", []):
                         yield S3Location(prefix.bucket, item["Key"])
@@ -195,9 +190,7 @@ def upload(location: S3Location, stream: BinaryIO) -> None:
     """Write an object from a stream, in parallel parts where it is large."""
     from boto3.s3.transfer import TransferConfig
 
-    parts = TransferConfig(
-        multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4
-    )
+    parts = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4)
     with _translated(location, "upload"):
         s3_client().upload_fileobj(stream, location.bucket, location.key, Config=parts)
 
@@ -235,13 +228,9 @@ def _from_answer(response: object, location: S3Location, action: str) -> S3Error
     code = str(response.get("Error", {}).get("Code", ""))
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "NoSuchBucket", "404", "NotFound"):
-        return S3NotFoundError(
-            f"{location} does not exist" + (" (no such bucket)" if code == "NoSuchBucket" else "")
-        )
+        return S3NotFoundError(f"{location} does not exist" + (" (no such bucket)" if code == "NoSuchBucket" else ""))
     if code in ("PreconditionFailed", "ConditionalRequestConflict") or status in (409, 412):
         return ObjectExistsError(f"cannot {action} {location}: it exists, or was changed meanwhile")
     if status in (401, 403):
-        return S3Error(
-            f"cannot {action} {location}: permission denied ({code}) → check the credentials and the policy"
-        )
+        return S3Error(f"cannot {action} {location}: permission denied ({code}) → check the credentials and the policy")
     return S3Error(f"cannot {action} {location}: {endpoint_url() or 'AWS S3'} answered {status} {code}")

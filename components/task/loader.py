@@ -25,32 +25,20 @@ def load_task(config: TaskConfig) -> Task:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UserError(
-                f"{where}: there is no module {error.name} → install it, or run where it lies"
-            ) from error
+            raise UserError(f"{where}: there is no module {error.name} → install it, or run where it lies") from error
         raise UserError(f"{where}: the module needs {error.name}, which is not installed") from error
     except Exception as error:
         raise UserError(f"{where}: importing it failed: {type(error).__name__}: {error}") from error
     factory = getattr(module, class_name, None)
     if factory is None:
-        classes = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isclass(value) and not name.startswith("_")
-        ]
-        raise UserError(
-            f"{where}: {module_name} has no {class_name} → one of {', '.join(sorted(classes)) or 'none'}"
-        )
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and not name.startswith("_")]
+        raise UserError(f"{where}: {module_name} has no {class_name} → one of {', '.join(sorted(classes)) or 'none'}")
     try:
         task = factory(**config.params)
     except Exception as error:
-        raise UserError(
-            f"task.params: {class_name} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"task.params: {class_name} cannot be made: {type(error).__name__}: {error}") from error
     missing = [name for name in _METHODS if not callable(getattr(task, name, None))]
     if missing:
-        raise UserError(
-            f"{where}: the method {', '.join(missing)} is missing → see convergate.components.task.Task"
-        )
+        raise UserError(f"{where}: the method {', '.join(missing)} is missing → see convergate.components.task.Task")
     loaded: Task = task
     return loaded

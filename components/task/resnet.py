@@ -17,9 +17,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(4, num_out)
         same = num_in == num_out and stride == 1
-        self.shortcut: nn.Module = (
-            nn.Identity() if same else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
-        )
+        self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Add the block's output to its input."""

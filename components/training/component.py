@@ -11,7 +11,6 @@ from ..images import TORCH_IMAGE
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def train(
     config: str,
-    run_id: str,
     plan: Input[Artifact],
     training: Output[Artifact],
     summary: Output[Markdown],
@@ -21,7 +20,6 @@ def train(
 
     Args:
         config: The run config, as YAML text.
-        run_id: The run's id.
         plan: The RunPlan of validate_config.
         training: The TrainingResult.
         summary: How the training ended, for the UI.

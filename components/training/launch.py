@@ -37,9 +37,7 @@ class InterruptedRunError(ConvergateError):
         self.exit_code = ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.TERMINATED
 
 
-def launch(
-    jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable[[str], None] = print
-) -> None:
+def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable[[str], None] = print) -> None:
     """Run the jobs, one after the other, in `num_procs` processes on this machine, until all have ended well.
 
     Raises:
@@ -62,9 +60,7 @@ def launch(
         environment = {
             **os.environ,
             "CONVERGATE_FAILURES": folder,
-            "OMP_NUM_THREADS": os.environ.get(
-                "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))
-            ),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))),
             "PYTHONUNBUFFERED": "1",
             # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

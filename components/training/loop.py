@@ -55,9 +55,7 @@ def train(session: Session, progress: Progress) -> None:
         session.trace.append(record)
         progress.losses.append(record.loss)
         deviation = abs(record.lr - record.lr_planned) / max(record.lr_planned, 1e-300)
-        progress.max_lr_deviation = max(
-            progress.max_lr_deviation, deviation if record.lr != record.lr_planned else 0.0
-        )
+        progress.max_lr_deviation = max(progress.max_lr_deviation, deviation if record.lr != record.lr_planned else 0.0)
         for rule in rules:
             detection = rule.observe(record)
             if detection is not None:
@@ -86,14 +84,10 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
         total += loss.item() / accumulation
         samples += batch_size(batch)
     limit = session.config.optimizer.grad_clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(
-        session.module.parameters(), math.inf if limit is None else limit
-    ).item()
+    norm = torch.nn.utils.clip_grad_norm_(session.module.parameters(), math.inf if limit is None else limit).item()
     if not math.isfinite(norm):
         torch.set_rng_state(rng)
-        session.trace.append(
-            StepRecord(step, _rate(session), planned, total, norm, perf_counter() - started, samples)
-        )
+        session.trace.append(StepRecord(step, _rate(session), planned, total, norm, perf_counter() - started, samples))
         raise session.guard.agreed_stop(step, total, norm)
     rate = _rate(session)
     session.optimizer.step()
@@ -152,9 +146,7 @@ def _check_budget(session: Session, step_seconds: float) -> None:
     session.device_seconds += step_seconds * session.world_size
     limit = session.config.budget.max_gpu_hours
     if session.device_seconds > limit * 3600:
-        session.guard.ask_to_stop(
-            "budget", f"budget.max_gpu_hours = {limit:g} is spent at step {session.step}"
-        )
+        session.guard.ask_to_stop("budget", f"budget.max_gpu_hours = {limit:g} is spent at step {session.step}")
 
 
 def _drill(session: Session) -> None:

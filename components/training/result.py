@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..config.document import Document, Verdict
 
@@ -52,7 +52,7 @@ class TrainingResult(Document):
     """Device-hours of all attempts: wall time × processes / 3600."""
     save_seconds: float = 0.0
     """The longest checkpoint save, in seconds; sizes the grace period on a cluster."""
-    events: list[Event] = []
+    events: list[Event] = Field(default_factory=list)
 
     def to_markdown(self) -> str:
         """How the training ended, as a person reads it in the UI."""

@@ -97,15 +97,11 @@ class SyncGuard:
         """
         checksum = hashlib.blake2b(digest_size=16)
         for parameter in module.parameters():
-            checksum.update(
-                parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            checksum.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         everyone = self._gather(checksum.hexdigest())
         different = [rank for rank, value in enumerate(everyone) if value != everyone[0]]
         if different:
-            raise SyncError(
-                f"after {step} updates the parameters of ranks {different} differ from those of rank 0"
-            )
+            raise SyncError(f"after {step} updates the parameters of ranks {different} differ from those of rank 0")
 
     def _gather(self, value: Any) -> list[Any]:
         if self.world_size == 1:

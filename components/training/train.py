@@ -38,9 +38,7 @@ def run_training(
         InterruptedRunError: after SIGTERM or SIGINT, once the workers have saved.
     """
     if config.distributed.launcher != "local":
-        raise UserError(
-            f"distributed.launcher = {config.distributed.launcher}: not available in this version → local"
-        )
+        raise UserError(f"distributed.launcher = {config.distributed.launcher}: not available in this version → local")
     run_store = RunStore(config.storage.uri, plan.run_id)
     run_store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
     job = Job(
@@ -60,7 +58,7 @@ def run_training(
         launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)
         result = run_store.get("training", TrainingResult)
     except (LaunchError, S3NotFoundError) as error:
-        result = _failed(job, config, plan, str(error), run_store)
+        result = _failed(job, config, plan, str(error))
     except InterruptedRunError:
         saved = run_store.find("training", TrainingResult)
         if saved is not None:
@@ -84,7 +82,7 @@ def _account(
     return accounted
 
 
-def _failed(job: Job, config: RunConfig, plan: RunPlan, reason: str, run_store: RunStore) -> TrainingResult:
+def _failed(job: Job, config: RunConfig, plan: RunPlan, reason: str) -> TrainingResult:
     attempts = sum(1 for _ in S3Store().list(S3Location.parse(job.result_uri + ".attempts")))
     return TrainingResult(
         run_id=plan.run_id,

@@ -118,14 +118,10 @@ def _resume(session: Session) -> list[Event]:
     session.restore(chosen[0])
     if session.rank == 0:
         print(f"resumed at step {session.step} from {chosen[0].uri}", flush=True)  # noqa: T201 - the step's log
-    return [
-        Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")
-    ]
+    return [Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")]
 
 
-def _report(
-    session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float
-) -> None:
+def _report(session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float) -> None:
     """Gather every rank's figures; rank 0 writes the result."""
     everyone: list[Progress] = [progress] * session.world_size
     dist.all_gather_object(everyone, progress)

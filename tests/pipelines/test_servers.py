@@ -94,9 +94,7 @@ def test_only_our_credentials_are_let_in(tmp_path: Path, monkeypatch: pytest.Mon
             S3Store().read(S3Location("bucket", "a"))
 
 
-def test_two_servers_on_one_home_see_each_other_within_moments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_servers_on_one_home_see_each_other_within_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def use(variables: dict[str, str]) -> S3Store:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -115,9 +113,7 @@ def test_two_servers_on_one_home_see_each_other_within_moments(
         assert use(first).read(root / "1") == b"longer"
 
 
-@pytest.mark.parametrize(
-    "name", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"]
-)
+@pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"])
 def test_a_configured_s3_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "http://elsewhere:9000")
     with embedded_servers(tmp_path, mlflow=False) as variables:
@@ -156,9 +152,7 @@ def test_a_server_that_dies_at_once_is_one_line_with_its_last_words(tmp_path: Pa
     assert str(caught.value) == f"the embedded s3 server did not start: address already in use → see {log}"
 
 
-def test_a_server_that_never_opens_its_port_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_never_opens_its_port_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "START_SECONDS", 1.0)
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with (
@@ -191,9 +185,7 @@ def test_sigkill_of_the_parent_leaves_no_server(tmp_path: Path) -> None:
     process = start(tmp_path, "mlflow")
     servers_of_it: set[int] = set()
     deadline = monotonic() + 60
-    while (
-        len(servers_of_it) < 5 and monotonic() < deadline
-    ):  # two supervisors, rclone, mlflow and its uvicorn
+    while len(servers_of_it) < 5 and monotonic() < deadline:  # two supervisors, rclone, mlflow and its uvicorn
         servers_of_it = group_of(process.pid)
         sleep(0.1)
     assert len(servers_of_it) >= 5

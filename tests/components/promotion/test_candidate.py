@@ -75,9 +75,7 @@ def test_the_model_works_in_a_process_without_convergate(
         for size, output in zip((1, 2, 7), found["outputs"], strict=True):
             torch.testing.assert_close(torch.tensor(output), model(torch.randn(size, 1, 8, 8)))
     assert found["refused"] == ["eval", "train"]
-    assert found["inputs"] == [
-        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]}}
-    ]
+    assert found["inputs"] == [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]}}]
     assert f"torch=={torch.__version__.partition('+')[0]}" in found["requirements"]
 
 
@@ -107,14 +105,10 @@ def test_a_checkpoint_that_is_not_what_its_digest_says_is_not_registered(
         register(config, "run-1", uri, "0" * 64)
 
 
-def test_a_checkpoint_of_another_model_is_said_so(
-    s3: str, mlflow_server: str, make_config: MakeConfig
-) -> None:
+def test_a_checkpoint_of_another_model_is_said_so(s3: str, mlflow_server: str, make_config: MakeConfig) -> None:
     config = make_config(s3)
     saved = save_checkpoint(config, "run-1", seed=0)
-    wider = make_config(
-        s3, task={"factory": "convergate.components.task.digits:DigitsTask", "params": {"width": 8}}
-    )
+    wider = make_config(s3, task={"factory": "convergate.components.task.digits:DigitsTask", "params": {"width": 8}})
     with pytest.raises(CheckpointError, match="does not fit the task's model"):
         register(wider, "run-1", *saved)
 

@@ -138,9 +138,7 @@ def test_of_promoters_at_once_exactly_one_wins(moto: str, there_is_one: bool) ->
     assert found is not None
     assert found.champion == release(winner)
     lost = [result for result in results if result != "won"]
-    assert all(
-        f"to v{winner} of run run-{winner} → a new run is measured against it" in line for line in lost
-    )
+    assert all(f"to v{winner} of run run-{winner} → a new run is measured against it" in line for line in lost)
     assert len(audits(moto)) == (2 if there_is_one else 1)
 
 

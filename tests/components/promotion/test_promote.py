@@ -63,9 +63,7 @@ class TestPromote:
         first = promote_run(config, "run-1", make_decision(config, "run-1"), actor="ada")
         assert (first.alias, first.version) == ("champion", "1")
         assert aliases(model) == {"challenger": "1", "champion": "1"}
-        second = promote_run(
-            config, "run-2", make_decision(config, "run-2", 1, champion_uri=first.uri), actor="bob"
-        )
+        second = promote_run(config, "run-2", make_decision(config, "run-2", 1, champion_uri=first.uri), actor="bob")
         assert aliases(model) == {"challenger": "2", "champion": "2", "previous_champion": "1"}
         record = read_champion(s3, model)
         assert record is not None
@@ -90,9 +88,7 @@ class TestPromote:
         assert len(audits(s3, model)) == 1
         assert RunStore(s3, "run-2").find("promotion", Promotion) is None
 
-    def test_repeating_it_changes_nothing(
-        self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
-    ) -> None:
+    def test_repeating_it_changes_nothing(self, s3: str, make_config: MakeConfig, make_decision: MakeDecision) -> None:
         config = make_config(s3)
         decision = make_decision(config, "run-1")
         result = promote_run(config, "run-1", decision)
@@ -153,9 +149,7 @@ class TestPromote:
             promote_run(config, "run-1", decision)
         assert read_manifest(first.uri)[1] == first.digest
 
-    def test_the_alias_is_the_configs(
-        self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
-    ) -> None:
+    def test_the_alias_is_the_configs(self, s3: str, make_config: MakeConfig, make_decision: MakeDecision) -> None:
         config = make_config(s3)
         config = make_config(s3, promotion={"model": config.promotion.model, "alias": "live"})
         assert promote_run(config, "run-1", make_decision(config, "run-1")).alias == "live"
@@ -183,9 +177,7 @@ class TestRollBack:
         champion = None
         for number in (1, 2, 3):
             run_id = f"run-{number}"
-            champion = promote_run(
-                config, run_id, make_decision(config, run_id, number, champion_uri=champion)
-            ).uri
+            champion = promote_run(config, run_id, make_decision(config, run_id, number, champion_uri=champion)).uri
         record = roll_back(config, "worse in production", "ada")
         assert record.summary == f"{model} v2 is champion again, v3 is not"
         assert (record.action, record.actor, record.reason) == ("rollback", "ada", "worse in production")
@@ -232,9 +224,7 @@ class TestRefusals:
         with pytest.raises(PromotionError, match=f"run run-1 is {outcome}: no alias may be set"):
             promote_run(config, "run-1", make_decision(config, "run-1", decision=outcome))
 
-    def test_a_decision_about_another_run(
-        self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
-    ) -> None:
+    def test_a_decision_about_another_run(self, s3: str, make_config: MakeConfig, make_decision: MakeDecision) -> None:
         config = make_config(s3)
         with pytest.raises(PromotionError, match="about run run-1, not run-2"):
             promote_run(config, "run-2", make_decision(config, "run-1"))

@@ -103,9 +103,7 @@ def test_a_run_is_mirrored_and_mirroring_it_again_adds_nothing(mlflow_server: st
             finished=True,
         )
     with mlflow_client() as client:
-        assert find_or_create_run(client, experiment, "run-1") == find_or_create_run(
-            client, experiment, "run-1"
-        )
+        assert find_or_create_run(client, experiment, "run-1") == find_or_create_run(client, experiment, "run-1")
         run = client.get_run(find_or_create_run(client, experiment, "run-1"))
         history = client.get_metric_history(run.info.run_id, "loss")
     assert run.info.status == "FINISHED"

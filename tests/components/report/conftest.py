@@ -55,9 +55,7 @@ def make_trace(num_steps: int = 400, ranks: int = 2, nan_from: int | None = None
     norm = np.abs(norm) + 0.25 * random.random(num_steps)
     frames = []
     for rank in range(ranks):
-        loss = (
-            0.07 + 2.25 * np.exp(-steps / (num_steps / 9)) + 0.05 * np.abs(random.standard_normal(num_steps))
-        )
+        loss = 0.07 + 2.25 * np.exp(-steps / (num_steps / 9)) + 0.05 * np.abs(random.standard_normal(num_steps))
         loss = loss * (1 + 0.12 * random.standard_normal(num_steps))
         frames.append(
             pd.DataFrame(
@@ -90,9 +88,7 @@ def make_validations(num_steps: int = 400) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "metric", "value"])
 
 
-def check(
-    name: str, verdict: str = "PASS", figure: str = "0", threshold: str = "0", reason: str = ""
-) -> Check:
+def check(name: str, verdict: str = "PASS", figure: str = "0", threshold: str = "0", reason: str = "") -> Check:
     return Check.model_validate(
         {"name": name, "verdict": verdict, "figure": figure, "threshold": threshold, "reason": reason}
     )
@@ -142,9 +138,7 @@ def data(**changes: object) -> DataReport:
         "summary": "1,797 rows, 4 expectations",
         "verdict": "PASS",
         "num_rows": 1797,
-        "expectations": [
-            ExpectationResult(name=name, passed=True, observed="0 of 1797 rows") for name in names
-        ],
+        "expectations": [ExpectationResult(name=name, passed=True, observed="0 of 1797 rows") for name in names],
         "rows_by_split": {"train": 1257, "val": 270, "test": 270},
         "classes_by_split": {},
         "data_digest": "d1" * 32,
@@ -174,9 +168,7 @@ def canary(**changes: object) -> CanaryReport:
             threshold="≤ 100 × the first quarter's median",
         ),
         check("LR on plan, first steps", figure="0 of 40 off"),
-        check(
-            "save, kill -9, restore", figure="18 of 18 repeated steps equal", threshold="equal bit for bit"
-        ),
+        check("save, kill -9, restore", figure="18 of 18 repeated steps equal", threshold="equal bit for bit"),
         check("projected cost", figure="0.005 GPU-h", threshold="≤ 2 GPU-h (budget.max_gpu_hours)"),
     ]
     fields = {
@@ -253,17 +245,13 @@ def evaluation(**changes: object) -> Evaluation:
 def standing(converged: int = 3, total: int = 3) -> Standing:
     """The standing after `total` runs, counted by the real code."""
     history = [
-        LedgerRun(
-            start(run_id=f"r{i}"), end("converged" if i < converged else "not_converged", run_id=f"r{i}")
-        )
+        LedgerRun(start(run_id=f"r{i}"), end("converged" if i < converged else "not_converged", run_id=f"r{i}"))
         for i in range(total)
     ]
     return take_standing(parse_config(CONFIG).slo, history)
 
 
-def decision(
-    outcome: str = "CHALLENGER", *reasons: str, slo: Standing | None = None, **changes: object
-) -> Decision:
+def decision(outcome: str = "CHALLENGER", *reasons: str, slo: Standing | None = None, **changes: object) -> Decision:
     reasons = reasons or ("history is short: 3 of at least 5 runs",)
     fields = {
         "seconds": 0.3,
@@ -326,9 +314,7 @@ def canary_rejected() -> RunPage:
     trace = make_trace(20)
     trace["loss"] = 2.3 * np.exp(trace["step"] / 7)
     trace["grad_norm"] = 2.0 * np.exp(trace["step"] / 6)
-    closing = end(
-        "rejected", reached_training=False, reason="stopped before training", gpu_hours=0.003, attempts=0
-    )
+    closing = end("rejected", reached_training=False, reason="stopped before training", gpu_hours=0.003, attempts=0)
     return stopped(canary=failed_canary(), trace=trace, end=closing)
 
 

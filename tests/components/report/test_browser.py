@@ -31,9 +31,7 @@ def shoot(chromium, html, tmp_path, *options):
 def test_page_is_painted_without_complaint(require_tool, runs, tmp_path, name, width):
     import matplotlib.image as mpimg
 
-    complaints = shoot(
-        require_tool("chromium"), render(getattr(runs, name)()), tmp_path, f"--window-size={width},1400"
-    )
+    complaints = shoot(require_tool("chromium"), render(getattr(runs, name)()), tmp_path, f"--window-size={width},1400")
     assert complaints == []
     pixels = mpimg.imread(tmp_path / "shot.png")[..., :3]
     assert pixels.shape[:2] == (1400, width)

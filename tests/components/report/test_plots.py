@@ -12,9 +12,7 @@ SCHEDULE = CosineSchedule(lr0=0.1, total_steps=400, lr_min=0.001, warmup_steps=2
 
 
 def texts(svg):
-    return [
-        "".join(element.itertext()).strip() for element in parse(svg).iter() if element.tag.endswith("}text")
-    ]
+    return ["".join(element.itertext()).strip() for element in parse(svg).iter() if element.tag.endswith("}text")]
 
 
 def pictures(runs):
@@ -69,18 +67,12 @@ def test_deviation_and_marks_are_drawn(runs):
 
 
 def test_labels_of_loss_gradient_and_slo(runs):
-    assert {"rank 0", "rank 1", "not finite"} <= set(
-        texts(plots.training_loss(runs.make_trace(90, nan_from=80), []))
-    )
+    assert {"rank 0", "rank 1", "not finite"} <= set(texts(plots.training_loss(runs.make_trace(90, nan_from=80), [])))
     band = plots.training_loss(runs.make_trace(60, ranks=16, nan_from=50), [])
     assert "median of 16 ranks, with smallest and largest" in texts(band)
     assert "clipped above 0.5" in texts(plots.gradient_norm(runs.make_trace(60), 0.5, []))
-    assert {"converged", "anomalous", "LR sync errors", "cost"} <= set(
-        texts(plots.slo_intervals(runs.standing()))
-    )
-    assert "GPU-hours a converged run: unbounded, none converged" in texts(
-        plots.slo_intervals(runs.standing(0, 2))
-    )
+    assert {"converged", "anomalous", "LR sync errors", "cost"} <= set(texts(plots.slo_intervals(runs.standing())))
+    assert "GPU-hours a converged run: unbounded, none converged" in texts(plots.slo_intervals(runs.standing(0, 2)))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -81,10 +81,7 @@ def test_signature_is_told(runs):
 
 def test_failing_check_with_figure_threshold_and_reason(runs):
     shown = Page(render(runs.canary_rejected())).plain
-    assert (
-        "falling loss ✗ FAIL 2.31 → 41.7 ≤ 1.1 × the first quarter's the loss rises from 2.31 to 41.7"
-        in shown
-    )
+    assert "falling loss ✗ FAIL 2.31 → 41.7 ≤ 1.1 × the first quarter's the loss rises from 2.31 to 41.7" in shown
     assert "These are the canary's 20 of 400 planned updates." in shown
     assert "train not run" in shown
 
@@ -97,10 +94,7 @@ def test_summaries_stand_beside_their_verdicts(runs):
 def test_deviation_is_called_out(runs):
     trace = runs.make_trace()
     trace.loc[200, "lr"] = 0.5
-    assert (
-        "Off plan in 1 of 800 records (rank 0, steps 200 to 200)"
-        in Page(render(runs.passing(trace=trace))).plain
-    )
+    assert "Off plan in 1 of 800 records (rank 0, steps 200 to 200)" in Page(render(runs.passing(trace=trace))).plain
 
 
 def test_what_people_write_is_inert(runs):

@@ -42,8 +42,7 @@ def test_deviation(runs):
     found = series.deviation(trace)
     assert found is not None
     assert found.line == (
-        "Off plan in 2 of 80 records (rank 1, steps 10 to 11);"
-        " at worst rank 1 applied 0.07 instead of 0.05 at step 10"
+        "Off plan in 2 of 80 records (rank 1, steps 10 to 11); at worst rank 1 applied 0.07 instead of 0.05 at step 10"
     )
 
 

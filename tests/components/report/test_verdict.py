@@ -8,18 +8,14 @@ from convergate.components.report.verdict import headline
 
 def test_challenger(runs):
     assert verdict_sentence(runs.passing()) == (
-        "digits v3 is now challenger: the candidate passes its checks,"
-        " but history is short: 3 of at least 5 runs."
+        "digits v3 is now challenger: the candidate passes its checks, but history is short: 3 of at least 5 runs."
     )
 
 
 def test_promote(runs):
     decided = runs.decision("PROMOTE", "the candidate passes, and the SLO is not breached")
     page = runs.passing(decision=decided, promotion=runs.promotion("champion"))
-    assert (
-        verdict_sentence(page)
-        == "digits v3 is now champion: the candidate passes, and the SLO is not breached."
-    )
+    assert verdict_sentence(page) == "digits v3 is now champion: the candidate passes, and the SLO is not breached."
     assert headline(page).tone == "good"
 
 
@@ -36,12 +32,8 @@ def test_promote_whose_alias_was_not_set_is_no_success(runs):
 
 def test_hold_and_reject_count_their_reasons(runs):
     held = runs.passing(decision=runs.decision("HOLD", "one", "two", "three"), promotion=None)
-    assert (
-        verdict_sentence(held) == "Held, although the candidate passes its checks: one (and 2 more reasons)."
-    )
-    rejected = runs.passing(
-        decision=runs.decision("REJECT", "target: 0.91 misses the target 0.95"), promotion=None
-    )
+    assert verdict_sentence(held) == "Held, although the candidate passes its checks: one (and 2 more reasons)."
+    rejected = runs.passing(decision=runs.decision("REJECT", "target: 0.91 misses the target 0.95"), promotion=None)
     assert verdict_sentence(rejected) == "Rejected, no alias was set: target: 0.91 misses the target 0.95."
     assert (headline(held).tone, headline(rejected).tone) == ("open", "bad")
 
@@ -50,8 +42,7 @@ def test_rejected_by_preflight(runs):
     problem = "error: schedule.warmup.steps = 500 longer than the run"
     page = RunPage(runs.RUN, start=runs.start(), plan=runs.plan(verdict="FAIL", problems=[problem]))
     assert verdict_sentence(page) == (
-        "Rejected before anything ran, the config fails preflight:"
-        " schedule.warmup.steps = 500 longer than the run."
+        "Rejected before anything ran, the config fails preflight: schedule.warmup.steps = 500 longer than the run."
     )
 
 
@@ -72,17 +63,13 @@ def test_rejected_by_canary(runs):
 
 def test_inconclusive_canary(runs):
     page = runs.stopped(canary=runs.failed_canary("INCONCLUSIVE"))
-    assert verdict_sentence(page).startswith(
-        "Stopped before training, the canary could not tell: falling loss:"
-    )
+    assert verdict_sentence(page).startswith("Stopped before training, the canary could not tell: falling loss:")
     assert headline(page).tone == "open"
 
 
 def test_config_that_never_became_a_plan(runs):
     page = RunPage(runs.RUN, start=runs.start(), end=runs.end("rejected", reason="unknown key `schedul`"))
-    assert verdict_sentence(page) == (
-        "Rejected before training, before its first step ended: unknown key `schedul`."
-    )
+    assert verdict_sentence(page) == ("Rejected before training, before its first step ended: unknown key `schedul`.")
 
 
 def test_interrupted(runs):
@@ -103,8 +90,7 @@ def test_diverged(runs):
 def test_lr_sync_error_and_failure(runs):
     parted = runs.training(verdict="FAIL", status="lr_sync_error", final_step=31, reason="rank 1 has 0.2")
     assert verdict_sentence(runs.stopped(training=parted)) == (
-        "Training was stopped at step 31 of 400 because the learning rates of its ranks parted:"
-        " rank 1 has 0.2."
+        "Training was stopped at step 31 of 400 because the learning rates of its ranks parted: rank 1 has 0.2."
     )
     failed = runs.training(verdict="FAIL", status="failed", reason="rank 0: out of memory")
     assert (
@@ -119,9 +105,7 @@ def test_infrastructure(runs):
 
 
 def test_ended_without_decision(runs):
-    page = runs.passing(
-        decision=None, promotion=None, end=runs.end("not_converged", reason="the gate crashed")
-    )
+    page = runs.passing(decision=None, promotion=None, end=runs.end("not_converged", reason="the gate crashed"))
     assert verdict_sentence(page) == "Ended without a decision, after evaluation: the gate crashed."
 
 
@@ -135,10 +119,7 @@ def test_running_and_vanished(runs):
 
 
 def test_nothing_known(runs):
-    assert (
-        verdict_sentence(RunPage("x"))
-        == "The ledger does not know this run; it stands before its first step ended."
-    )
+    assert verdict_sentence(RunPage("x")) == "The ledger does not know this run; it stands before its first step ended."
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,7 @@ def decided(make: SimpleNamespace, pattern: str, extra: str = "", **documents: o
         ("C" * 40 + "N" * 10, "", "PROMOTE", "the candidate passes"),
     ],
 )
-def test_the_history_decides(
-    make: SimpleNamespace, pattern: str, extra: str, decision: str, reason: str
-) -> None:
+def test_the_history_decides(make: SimpleNamespace, pattern: str, extra: str, decision: str, reason: str) -> None:
     found = decided(make, pattern, extra)
     assert found.decision == decision
     assert found.reasons[0].startswith(reason)
@@ -81,9 +79,7 @@ def test_a_bad_training_is_rejected_whatever_the_history(
     assert len(found.reasons) == 1
 
 
-@pytest.mark.parametrize(
-    "changes", [{"seed": "7"}, {"training_digest": "0" * 64}, {"policy_digest": "0" * 64}]
-)
+@pytest.mark.parametrize("changes", [{"seed": "7"}, {"training_digest": "0" * 64}, {"policy_digest": "0" * 64}])
 def test_a_plan_of_another_config_or_with_a_picked_seed_is_rejected(
     make: SimpleNamespace, changes: dict[str, str]
 ) -> None:
@@ -158,9 +154,7 @@ def test_without_a_key_there_is_no_signature_and_none_verifies(make: SimpleNames
         found.verify(tmp_path / "key.pem")
 
 
-def test_a_key_that_is_missing_is_the_users_error(
-    make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_is_missing_is_the_users_error(make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "/no/such/key.pem")
     with pytest.raises(UserError, match="/no/such/key.pem"):
         decided(make, "CCC").signed()
@@ -197,9 +191,7 @@ def test_a_key_that_is_missing_is_the_users_error(
         ),
     ],
 )
-def test_the_class_of_a_run(
-    make: SimpleNamespace, documents: dict[str, object], run_class: str, reason: str
-) -> None:
+def test_the_class_of_a_run(make: SimpleNamespace, documents: dict[str, object], run_class: str, reason: str) -> None:
     given: dict[str, object] = {
         "training_started": True,
         "training": None,
@@ -218,7 +210,5 @@ def test_the_gate_needs_no_torch_and_its_import_no_heavy_library() -> None:
         "import sys; import convergate.components.slo.gate as gate;"
         "print([m for m in ('torch', 'kfp', 'mlflow', 'scipy', 'pandas', 'boto3') if m in sys.modules])"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.strip() == "[]"

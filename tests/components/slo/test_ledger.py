@@ -27,9 +27,7 @@ def test_a_run_has_one_place_by_its_start(root: str, make: SimpleNamespace) -> N
     assert ledger.open(start) == start
     assert keys(root) == ["ledger/digits/net/2026-11-24/235959999999-run-1/start.json"]
     assert ledger.close(make.end("converged", "run-1"))
-    assert keys(root) == [
-        f"ledger/digits/net/2026-11-24/235959999999-run-1/{name}.json" for name in ("end", "start")
-    ]
+    assert keys(root) == [f"ledger/digits/net/2026-11-24/235959999999-run-1/{name}.json" for name in ("end", "start")]
 
 
 def test_the_day_is_that_of_utc(s3: str, make: SimpleNamespace) -> None:
@@ -41,9 +39,7 @@ def test_the_day_is_that_of_utc(s3: str, make: SimpleNamespace) -> None:
 def test_what_was_recorded_comes_back_whole(root: str, make: SimpleNamespace) -> None:
     ledger = Ledger(root, "digits", "net")
     start = make.start("r", kind="sweep", submitter="ada", team="vision", training_digest="1" * 64)
-    end = make.end(
-        "not_converged", "r", reason="loss", decision="REJECT", gpu_hours=0.25, attempts=2, anomalous=True
-    )
+    end = make.end("not_converged", "r", reason="loss", decision="REJECT", gpu_hours=0.25, attempts=2, anomalous=True)
     ledger.open(start)
     ledger.close(end)
     found = ledger.find("r")

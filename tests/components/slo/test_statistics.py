@@ -16,7 +16,7 @@ from convergate.components.slo.statistics import (
     runs_needed,
     upper_bound,
 )
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 TARGETS = st.floats(0.01, 0.99)
@@ -28,9 +28,7 @@ def counts(draw: st.DrawFn, largest: int = 300) -> tuple[int, int]:
     return draw(st.integers(0, trials)), trials
 
 
-@pytest.mark.parametrize(
-    ("k", "n"), [(14, 14), (20, 20), (21, 22), (28, 30), (45, 50), (87, 100), (170, 200)]
-)
+@pytest.mark.parametrize(("k", "n"), [(14, 14), (20, 20), (21, 22), (28, 30), (45, 50), (87, 100), (170, 200)])
 def test_eighty_percent_is_proven_from_here_and_not_one_fewer(k: int, n: int) -> None:
     assert rate_verdict(k, n, 0.8) == "PASS"
     assert rate_verdict(k - 1, n, 0.8) == "INSUFFICIENT"
@@ -131,19 +129,17 @@ def test_a_window_can_be_too_short_to_prove_anything() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=40), TARGETS, st.integers(1, 40))
-def test_runs_needed_is_the_first_number_that_proves(
-    outcomes: list[bool], target: float, window: int
-) -> None:
+def test_runs_needed_is_the_first_number_that_proves(outcomes: list[bool], target: float, window: int) -> None:
     def proven(more: int) -> bool:
         seen = ([True] * more + outcomes)[:window]
         return rate_verdict(sum(seen), len(seen), target) == "PASS"
 
-    assert runs_needed(outcomes, target, window) == next(
-        (more for more in range(window + 1) if proven(more)), None
-    )
+    assert runs_needed(outcomes, target, window) == next((more for more in range(window + 1) if proven(more)), None)
 
 
 @given(counts(200), TARGETS)
+@example((156, 157), 0.01)
+@example((300, 300), 0.01)
 def test_the_e_value_is_the_likelihood_ratio_that_it_says(pair: tuple[int, int], target: float) -> None:
     k, n = pair
     with mpmath.workdps(60):
@@ -174,6 +170,11 @@ def test_looking_after_every_one_of_a_hundred_runs_gives_few_false_alarms() -> N
         alarmed += sum(reached[k] for k in alarms)
         alive = {k: chance for k, chance in reached.items() if k not in alarms}
     assert 0.02 < alarmed < 0.03
+
+
+@pytest.mark.parametrize("n", [0, 1, 50, 2_000, 10**7])
+def test_runs_that_all_succeed_divide_the_evidence_by_their_number(n: int) -> None:
+    assert e_value(n, n, 0.8) == pytest.approx(1 / (n + 1), rel=1e-8)
 
 
 def test_no_runs_are_no_evidence() -> None:
