@@ -2,7 +2,9 @@
 
 import logging
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +69,9 @@ class CheckpointStore:
             previous: URI of the checkpoint before.
 
         Raises:
-            S3Error: when an object or the manifest cannot be written.
-            torch.distributed.checkpoint.api.CheckpointException: when that happened on another rank.
+            CheckpointError: on every rank, when an object or the manifest cannot be written on any.
         """
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
 
         from .dcp_storage import S3Writer
@@ -91,7 +93,13 @@ class CheckpointStore:
             )
             self._store.create(prefix / MANIFEST_NAME, manifest.to_bytes())
 
-        save(dict(tensors), storage_writer=S3Writer(prefix, rank, commit))
+        writer = S3Writer(prefix, rank, commit)
+        try:
+            with _without_advice():
+                save(dict(tensors), storage_writer=writer, no_dist=world_size == 1)
+        except CheckpointException as error:
+            failed, (cause, _) = min(error.failures.items())
+            raise CheckpointError(f"{prefix} is not committed: rank {failed}: {cause}") from error
         return CheckpointRef(attempt, step, prefix)
 
     def committed(self) -> list[CheckpointRef]:
@@ -155,6 +163,14 @@ class CheckpointStore:
             self._store.delete(location)
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without DCP's warning that one process is alone, which is what was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
 def read_manifest(uri: str, digest: str | None = None) -> tuple[Manifest, str]:
     """A checkpoint's manifest and its digest.
 
@@ -208,7 +224,8 @@ def restore(
             if name.startswith(only)
         }
     )
-    load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
+    with _without_advice():
+        load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
     return loaded, manifest
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 
+from ..errors import UserError
 from ..telemetry import Detection, StepRecord
 from ..telemetry.detectors import detectors
 from .batches import batch_size, to_device
@@ -79,7 +80,7 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
     for number, batch in enumerate(islice(batches, accumulation)):
         session.model.require_backward_grad_sync = number == accumulation - 1
         with session.autocast():
-            loss = session.task.loss(session.model, batch)
+            loss = _scalar(session.task.loss(session.model, batch))
         (session.guard.poisoned(loss) / accumulation).backward()  # type: ignore[no-untyped-call]
         total += loss.item() / accumulation
         samples += batch_size(batch)
@@ -93,6 +94,13 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
     session.optimizer.step()
     session.scheduler.step()
     return StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples)
+
+
+def _scalar(loss: object) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.ndim != 0 or not loss.requires_grad:
+        kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise UserError(f"the task's loss() gave {kind}, which is not a scalar with a gradient → return a mean loss")
+    return loss
 
 
 def _rate(session: Session) -> float:
