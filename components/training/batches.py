@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -22,3 +23,8 @@ def batch_size(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return int(batch.shape[0])
     return batch_size(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+
+
+def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
+    """A DataLoader that leaves the global random state alone; torch's draws a seed from it at every start."""
+    return DataLoader(dataset, generator=torch.Generator(), **options)

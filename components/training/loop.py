@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from ..errors import UserError
 from ..telemetry import Detection, StepRecord
 from ..telemetry.detectors import detectors
-from .batches import batch_size, to_device
+from .batches import batch_size, loader, to_device
 from .session import Session
 from .sync_guard import Stop
 
@@ -123,7 +123,9 @@ def _periodic(session: Session, done: int, progress: Progress) -> None:
 
 
 def save(session: Session, progress: Progress) -> None:
-    """Write a checkpoint, apply retention on rank 0, and note how long the save took."""
+    """Write a checkpoint, unless this step has one; apply retention on rank 0, and note how long the save took."""
+    if session.last_checkpoint is not None and session.last_checkpoint.step == session.step:
+        return
     started = perf_counter()
     session.save()
     progress.save_seconds = max(progress.save_seconds, perf_counter() - started)
@@ -139,7 +141,7 @@ def validate(session: Session) -> dict[str, float]:
     sums: dict[str, float] = {}
     session.module.eval()
     with torch.inference_mode():
-        for batch in DataLoader(mine, batch_size=EVAL_BATCH_SIZE):
+        for batch in loader(mine, batch_size=EVAL_BATCH_SIZE):
             scores = session.task.scores(session.module, to_device(batch, session.device))
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0.0) + values.double().sum().item()

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from ..checkpoint import CheckpointRef, CheckpointStore, Manifest
 from ..checkpoint.store import MODEL_PREFIX, restore
@@ -20,7 +20,7 @@ from ..schedule import build_schedule
 from ..schedule.torch_adapter import ScheduleLR
 from ..task import load_task
 from ..telemetry import TraceWriter
-from .batches import to_device
+from .batches import loader, to_device
 from .data_order import DataOrder
 from .job import Job
 from .sync_guard import SyncGuard
@@ -88,7 +88,7 @@ class Session:
     def batches(self) -> Iterator[Any]:
         """Collated micro-batches on the device, from the current step on."""
         order = DataOrder(**{**vars(self.order), "start_step": self.step})
-        for batch in DataLoader(self._train_set, batch_sampler=order, collate_fn=default_collate):
+        for batch in loader(self._train_set, batch_sampler=order, collate_fn=default_collate):
             yield to_device(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -51,7 +51,7 @@ def run(one: Job, num_procs: int = 2, max_restarts: int = 0) -> TrainingResult:
 
 
 def weights(result: TrainingResult) -> list[str]:
-    """The checksums of what was saved, of rank 0's model and optimizer among them."""
+    """The checksums of everything that was saved: model, optimizer, random state."""
     from convergate.components.checkpoint.store import read_manifest
 
     return [stored.sha256 for stored in read_manifest(result.checkpoint_uri)[0].objects]
