@@ -145,7 +145,7 @@ class Session:
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
         for name, parameter in self.module.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                 if isinstance(value, Tensor):
                     tensors[f"{OPTIMIZER_PREFIX}{name}.{key}"] = value
         tensors[f"{RNG_PREFIX}{self.rank}.cpu"] = torch.get_rng_state()

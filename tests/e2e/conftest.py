@@ -57,10 +57,10 @@ class Folder:
         return json.loads(self.run(*arguments, "--json", **variables).stdout)
 
     def executed(self, run_id: str) -> list[str]:
-        """The tasks that kfp.local ran to an end, in order."""
+        """The tasks that kfp.local ran to an end, in order; KFP numbers the ones of one component, `stop-3`."""
         log = (self.path / ".convergate" / "runs" / run_id / "pipeline.log").read_text()
         plain = re.sub(r"\x1b\[\d*m", "", log)
-        return re.findall(r"Task '([\w-]+)' finished with status (?:SUCCESS|FAILURE)", plain)
+        return re.findall(r"Task '([\w-]+?)(?:-\d+)?' finished with status (?:SUCCESS|FAILURE)", plain)
 
 
 @pytest.fixture(scope="module")
