@@ -3,17 +3,13 @@
 import json
 import secrets
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
 from ..components.config import ProblemsError, RunConfig, config_digests, load_config
 from ..components.config.plan import RunPlan, make_plan
 from ..components.errors import ExitCode, UserError
-
-HOME = Path(".convergate")
-CONFIG = click.argument("config", type=click.Path(dir_okay=False))
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+from .options import CONFIG, HOME, JSON
 
 
 def new_run_id(experiment: str) -> str:
@@ -26,7 +22,9 @@ def new_run_id(experiment: str) -> str:
 @click.option("--host", help="Submit to Kubeflow Pipelines at this URL instead.")
 @JSON
 def retrain_command(config: str, host: str | None, as_json: bool) -> None:
-    """Run the whole DAG: validate, canary, train, evaluate, decide, promote.
+    """Run the whole DAG: validate, canary, train, evaluate, decide, promote. Exit 1 on a FAIL or REJECT, 3 on HOLD.
+
+    A config or a task that is wrong exits 2.
 
     The embedded S3 and MLflow servers are used unless AWS_ENDPOINT_URL, AWS credentials or MLFLOW_TRACKING_URI are set.
 
@@ -34,6 +32,7 @@ def retrain_command(config: str, host: str | None, as_json: bool) -> None:
     Examples:
       convergate retrain manifests/configs/digits.yaml
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 convergate retrain manifests/configs/digits.yaml
+      convergate retrain manifests/configs/digits.yaml --host https://pipelines.example.org
     """  # noqa: D301
     from .progress import RunProgress
 
@@ -41,13 +40,14 @@ def retrain_command(config: str, host: str | None, as_json: bool) -> None:
     if host:
         from ..pipelines.submitting import submit
 
-        click.echo(submit(parsed, text, host))
+        url = submit(parsed, text, host)
+        click.echo(json.dumps({"url": url}) if as_json else url)
         return
     from ..pipelines.here import retrain_here
 
     run_id = new_run_id(parsed.experiment)
-    progress = RunProgress(parsed, run_id, quiet=as_json)
-    outcome = retrain_here(parsed, text, run_id, HOME, progress)
+    with RunProgress(parsed, run_id, quiet=as_json) as progress:
+        outcome = retrain_here(parsed, text, run_id, HOME, progress)
     if as_json:
         click.echo(json.dumps(outcome.as_dict(), indent=2))
     else:
@@ -101,7 +101,7 @@ def canary_command(config: str, as_json: bool) -> None:
 @click.command("train")
 @CONFIG
 @click.option("--resume", default="auto", show_default=True, help="auto, never, or the URI of a checkpoint.")
-@click.option("--run", "run_id", help="The run to train or continue; default: one per config.")
+@click.option("--run", "run_id", help="The run to train or continue; default: one per config and seed.")
 @JSON
 def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -> None:
     """Train alone. Interrupted or killed, the same command continues at the newest checkpoint.
@@ -112,12 +112,13 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
       convergate train manifests/configs/digits.yaml --resume never
     """  # noqa: D301
     from ..components.training.train import run_training
+    from ..pipelines.exit_codes import training_exit_code
     from ..pipelines.servers import embedded_servers
 
     if resume not in ("auto", "never") and not resume.startswith("s3://"):
         raise UserError(f"--resume {resume}: not a checkpoint → auto, never, or an s3:// URI")
     parsed, text = load_config(config)
-    name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}"
+    name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}-{parsed.seed}"
     plan = _plan(parsed, config, name)
     with embedded_servers(HOME, mlflow=False):
         result = run_training(
@@ -130,4 +131,4 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
     click.echo(
         result.model_dump_json(indent=2) if as_json else f"{result.status}: {result.summary}\n{result.checkpoint_uri}"
     )
-    raise click.exceptions.Exit(ExitCode.POSITIVE if result.verdict == "PASS" else ExitCode.NEGATIVE)
+    raise click.exceptions.Exit(training_exit_code(result))

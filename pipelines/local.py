@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 
+from ..components.training.lifetime import PARENT_VARIABLE, die_with_parent
+
 POLL_SECONDS = 0.1
 STOP_SECONDS = 90.0
 """Workers save after SIGTERM, within their grace."""
@@ -37,7 +39,12 @@ def run_pipeline(ir: Path, arguments: dict[str, str], folder: Path, on_poll: Cal
     ]
     with (folder / "pipeline.log").open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             while process.poll() is None:
@@ -75,8 +82,6 @@ def _reap(pid: int) -> None:
 
 def main(ir: str, inputs: str, root: str) -> int:
     """Run the pipeline in this process; returns its exit code."""
-    from ..components.training.lifetime import die_with_parent
-
     die_with_parent()
     from kfp import components, local
 

@@ -1,6 +1,7 @@
 """Save, find, restore and retain the checkpoints of one run."""
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -113,14 +114,17 @@ class CheckpointStore:
                 found.append(CheckpointRef(int(match[1]), int(match[2]), prefix))
         return sorted(found, reverse=True)
 
-    def newest(self, before_step: int | None = None) -> CheckpointRef | None:
+    def newest(self, oldest_attempt: int = 1) -> CheckpointRef | None:
         """The newest checkpoint of which every byte verifies, or None where there is none at all.
+
+        Args:
+            oldest_attempt: checkpoints of attempts before it don't count.
 
         Raises:
             CheckpointError: when there are checkpoints and none of them verifies.
             S3Error: when S3 fails; that is never taken for 'no checkpoint'.
         """
-        refs = [ref for ref in self.committed() if before_step is None or ref.step < before_step]
+        refs = [ref for ref in self.committed() if ref.attempt >= oldest_attempt]
         for ref in refs:
             try:
                 verify(ref.uri)
@@ -135,20 +139,14 @@ class CheckpointStore:
     def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[CheckpointRef]:
         """Delete all but the newest `keep_last` and the best `keep_best` by a validation metric.
 
-        The manifest goes first, so that half a deletion is no checkpoint. One that cannot be deleted is left, with a
-        warning. Returns what was deleted.
+        The manifest goes first, so that half a deletion is no checkpoint. One that cannot be deleted, or is not what
+        its manifest says, is left, with a warning. Returns what was deleted.
         """
         refs = self.committed()
-        sign = -1 if mode == "max" else 1
-        scored = []
-        for ref in refs if keep_best else []:
-            value = read_manifest(ref.uri)[0].metrics.get(metric)
-            if value is not None:
-                scored.append((sign * value, ref))
-        kept = {*refs[:keep_last], *(ref for _, ref in sorted(scored)[:keep_best])}
+        best = self._best(refs, metric, mode)[:keep_best] if keep_best else []
         deleted = []
         for ref in refs:
-            if ref in kept:
+            if ref in refs[:keep_last] or ref in best:
                 continue
             try:
                 self._delete(ref)
@@ -156,6 +154,20 @@ class CheckpointStore:
             except S3Error as error:
                 _log.warning("a checkpoint beyond retention stays: %s", error)
         return deleted
+
+    def _best(self, refs: list[CheckpointRef], metric: str, mode: str) -> list[CheckpointRef]:
+        """Those that have the metric, the best first; of equal ones the newest."""
+        sign = -1 if mode == "max" else 1
+        scored = []
+        for ref in refs:
+            try:
+                value = read_manifest(ref.uri)[0].metrics.get(metric, math.nan)
+            except (CheckpointError, S3Error) as error:
+                _log.warning("a checkpoint cannot be compared: %s", error)
+                continue
+            if not math.isnan(value):
+                scored.append((sign * value, ref))
+        return [ref for _, ref in sorted(scored, key=lambda pair: pair[0])]
 
     def _delete(self, ref: CheckpointRef) -> None:
         self._store.delete(ref.prefix / MANIFEST_NAME)

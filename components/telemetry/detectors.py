@@ -8,6 +8,11 @@ from typing import Protocol
 
 from .trace import StepRecord
 
+WINDOW = 128
+"""Steps that the detectors look back on."""
+SMALLEST_NORM = 1e-12
+"""A median below it counts as this much: from gradients of zero no factor can be told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Detection:
@@ -43,7 +48,7 @@ class NonFinite:
 class ExplodingGradient:
     """The gradient norm is more than `factor` times its median over the last `window` steps."""
 
-    def __init__(self, factor: float = 100.0, window: int = 128, warmup: int = 10) -> None:
+    def __init__(self, factor: float = 100.0, window: int = WINDOW, warmup: int = 10) -> None:
         self._factor, self._warmup = factor, warmup
         self._norms: deque[float] = deque(maxlen=window)
 
@@ -52,8 +57,8 @@ class ExplodingGradient:
         norm = record.grad_norm
         detection = None
         if len(self._norms) >= self._warmup and math.isfinite(norm):
-            median = sorted(self._norms)[len(self._norms) // 2]
-            if norm > self._factor * max(median, 1e-12):
+            median = max(sorted(self._norms)[len(self._norms) // 2], SMALLEST_NORM)
+            if norm > self._factor * median:
                 detection = Detection(
                     record.step,
                     "exploding_gradient",

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import ConvergateError
+from ..errors import OutsideError
 from ..storage import S3Location, S3Store
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class StepRecord(NamedTuple):
     """Samples this rank saw in this step."""
 
 
+class TraceError(OutsideError):
+    """The trace cannot be written."""
+
+
 class TraceWriter:
     """Appends records and ships full chunks in a thread; an error there surfaces at the next `append`."""
 
@@ -56,16 +60,16 @@ class TraceWriter:
         """Add a step's record.
 
         Raises:
-            ConvergateError: when an earlier chunk could not be written.
+            TraceError: when an earlier chunk could not be written.
         """
+        if self._error is not None:
+            raise TraceError(f"the trace cannot be written: {self._error}") from self._error
         self._rows.append(record)
         if len(self._rows) >= self._chunk_steps:
             self.flush()
 
     def flush(self) -> None:
         """Hand what there is to the thread."""
-        if self._error is not None:
-            raise ConvergateError(f"the trace cannot be written: {self._error}") from self._error
         if self._rows:
             self._queue.put(self._rows)
             self._rows = []
@@ -80,14 +84,15 @@ class TraceWriter:
         """Write what is left and wait for it, bounded.
 
         Raises:
-            ConvergateError: when a chunk could not be written.
+            TraceError: when a chunk could not be written.
         """
         self.flush()
         self._queue.put(None)
         self._thread.join(JOIN_TIMEOUT_S)
+        if self._error is not None:
+            raise TraceError(f"the trace cannot be written: {self._error}") from self._error
         if self._thread.is_alive():
-            raise ConvergateError(f"the trace at {self._prefix} was not written within {JOIN_TIMEOUT_S} s")
-        self.flush()
+            raise TraceError(f"the trace at {self._prefix} was not written within {JOIN_TIMEOUT_S} s")
 
     def _ship(self) -> None:
         while (rows := self._queue.get()) is not None:

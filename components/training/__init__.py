@@ -1,10 +1,13 @@
 """Training: a plain loop, launched over processes, watched by a sync guard.
 
 - `train`: `run_training`, what the step and the command line call.
-- `launch`: torchrun's launcher as a child that dies with its parent, interrupted with it, restarted by it.
+- `launch`: torchrun's launcher as a child that dies with its parent, and is interrupted with it.
+- `lifetime`: a process that dies with its parent.
 - `worker`: what each process runs: set up, restore, loop, report.
 - `session`: model, optimizer, schedule, data and checkpoints of one process.
+- `random_state`: all random states of one process.
 - `loop`: the loop.
+- `progress`: what the loop saw, over all attempts.
 - `sync_guard`: ranks agree before step 0, on every step's rate, and on replicas.
 - `data_order`: which samples a rank sees at a step, from the seed and the step alone.
 - `result`: `TrainingResult`.

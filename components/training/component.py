@@ -18,25 +18,32 @@ def train(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Train over all processes under the planned learning rate, with checkpoints and a trace on S3.
 
+    The processes are started on the step's machine by torchrun. A retried step continues from the newest checkpoint
+    that verifies. The result is also stored as `training.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
-        plan: The RunPlan of validate_config.
-        training: The TrainingResult.
+        plan: The RunPlan of validate_config, as JSON.
+        training: The TrainingResult as JSON: status, checkpoint with its digest, metrics, events, cost.
         summary: How the training ended, for the UI.
         metrics: The last validation, for the UI's comparison of runs.
 
     Returns:
-        verdict: PASS when all steps ran with finite losses; reason: why not.
+        verdict: PASS when all steps ran with finite losses, else FAIL.
+        reason: Why not.
     """
     import math
     from pathlib import Path
 
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
+    from convergate.components.errors import OutsideError
     from convergate.components.training.train import run_training
 
     run_plan = RunPlan.from_json(Path(plan.path).read_bytes())
     result = run_training(parse_config(config), config, run_plan)
+    if result.failure == "outside":
+        raise OutsideError(result.reason)  # a retry of the step continues from the newest checkpoint
     Path(training.path).write_bytes(result.to_json())
     Path(summary.path).write_text(result.to_markdown())
     for name, value in result.val_metrics.items():

@@ -17,8 +17,10 @@ class Job(BaseModel):
     trace_uri: str
     result_uri: str
     """Where rank 0 writes the TrainingResult."""
-    resume: str = "auto"
-    """`auto`, `never`, or the URI of a checkpoint."""
+    oldest_attempt: int = 1
+    """Checkpoints of attempts before it are not resumed; the newest of the others is."""
+    resume_from: str | None = None
+    """The checkpoint to resume where there is none such yet; None starts anew."""
     stop_at_step: int | None = None
     """End before this step without finishing the schedule; the canary runs the first steps only."""
     total_steps: int | None = None

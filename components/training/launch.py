@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,19 @@ from types import FrameType
 
 from ..errors import ConvergateError, ExitCode
 from .job import JOBS, Job
+from .lifetime import PARENT_VARIABLE
 
+LIFETIME = "convergate.components.training.lifetime"
+AGENT = "torch.distributed.run"
 WORKER = "convergate.components.training.worker"
-GRACE_SECONDS = 60.0
-"""How long workers may take to save after SIGTERM before they are killed."""
+GRACE_SECONDS = 60
+"""How long workers may take to save after SIGTERM before the agent kills them."""
+KILL_SECONDS = GRACE_SECONDS + 10.0
+"""After SIGTERM, until the agent itself is killed."""
+FAILURES_VARIABLE = "CONVERGATE_FAILURES"
+"""Names the folder where workers note why they failed."""
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""torchrun's line about a worker that a signal ended."""
 
 
 class LaunchError(ConvergateError):
@@ -30,9 +40,9 @@ class LaunchError(ConvergateError):
 
 
 class InterruptedRunError(ConvergateError):
-    """The run was interrupted by a signal; its state is saved."""
+    """The run was interrupted by a signal; the workers had time to save."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.exit_code = ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.TERMINATED
 
@@ -47,31 +57,15 @@ def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable
     with tempfile.TemporaryDirectory(prefix="convergate-") as folder:
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(JOBS.dump_json(jobs))
-        command = [
-            *(sys.executable, "-m", "convergate.components.training.agent"),
-            *(
-                "--standalone",
-                "--nnodes=1",
-                f"--nproc-per-node={num_procs}",
-                f"--max-restarts={max_restarts}",
-            ),
-            *("--monitor-interval=0.1", "-m", WORKER, str(job_file)),
-        ]
-        environment = {
-            **os.environ,
-            "CONVERGATE_FAILURES": folder,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_procs))),
-            "PYTHONUNBUFFERED": "1",
-            # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        }
         process = subprocess.Popen(
-            command,
-            env=environment,
+            _command(job_file, num_procs, max_restarts),
+            env=_environment(folder, num_procs),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # Ctrl-C in a terminal reaches the whole process group, and the agent would pass it on as it is.
+            start_new_session=True,
         )
         with _forwarding(process) as received:
             tail = _follow(process, on_line)
@@ -79,7 +73,29 @@ def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable
         if received:
             raise InterruptedRunError(received[0])
         if code != 0:
-            raise _first_failure(Path(folder)) or LaunchError(_last_error(tail) or f"torchrun exited {code}")
+            raise _failure(Path(folder), tail) or LaunchError(f"torchrun exited {code}")
+
+
+def _command(job_file: Path, num_procs: int, max_restarts: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", LIFETIME, AGENT),
+        *("--standalone", "--nnodes=1", f"--nproc-per-node={num_procs}", f"--max-restarts={max_restarts}"),
+        *("--monitor-interval=0.1", f"--shutdown-timeout={GRACE_SECONDS}"),
+        *("-m", LIFETIME, WORKER, str(job_file)),
+    ]
+
+
+def _environment(failures: str, num_procs: int) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // num_procs)
+    return {
+        **os.environ,
+        FAILURES_VARIABLE: failures,
+        PARENT_VARIABLE: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "PYTHONUNBUFFERED": "1",
+        # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 @contextlib.contextmanager
@@ -90,7 +106,7 @@ def _forwarding(process: "subprocess.Popen[str]") -> Iterator[list[int]]:
 
     def forward(signum: int, _frame: FrameType | None) -> None:
         if not received:
-            timers.append(threading.Timer(GRACE_SECONDS, process.kill))
+            timers.append(threading.Timer(KILL_SECONDS, process.kill))
             timers[0].daemon = True
             timers[0].start()
         received.append(signum)
@@ -122,16 +138,20 @@ def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) ->
     return tail
 
 
-def _first_failure(folder: Path) -> LaunchError | None:
-    """The error that a worker noted before it ended; the oldest is the cause, later ones follow from it."""
-    notes = sorted(folder.glob("failure-*.json"), key=lambda path: path.stat().st_mtime)
-    if not notes:
-        return None
-    note = json.loads(notes[0].read_text())
-    return LaunchError(f"rank {note['rank']}: {note['error']}", ExitCode(note["exit_code"]))
+def _failure(folder: Path, tail: "deque[str]") -> LaunchError | None:
+    """Why the last start failed: a worker's own note, the oldest first, unless a signal ended one without a note.
 
-
-def _last_error(tail: "deque[str]") -> str | None:
-    """The last line of the output that reads like an exception."""
+    The others' notes then only tell that a connection was lost.
+    """
+    notes = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
+    last = [note for note in notes if note["restart"] == max(note["restart"] for note in notes)]
+    killed = next((match for line in reversed(tail) if (match := _KILLED.search(line))), None)
+    if killed and int(killed[2]) not in {note["rank"] for note in last}:
+        name = signal.Signals(int(killed[1])).name
+        hint = ": out of memory, or killed by hand" if name == "SIGKILL" else ""
+        return LaunchError(f"rank {killed[2]} was ended by {name}{hint}")
+    if last:
+        note = min(last, key=lambda note: note["time"])
+        return LaunchError(f"rank {note['rank']}: {note['error']}", ExitCode(note["exit_code"]))
     lines = [line for line in tail if "Error" in line and not line.startswith((" ", "Traceback"))]
-    return lines[0] if lines else None
+    return LaunchError(lines[0]) if lines else None

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -14,29 +13,13 @@ import torch.distributed as dist
 from torch.utils.data import Subset
 
 from ..errors import UserError
-from ..telemetry import Detection, StepRecord
-from ..telemetry.detectors import detectors
+from ..telemetry import StepRecord
 from .batches import batch_size, loader, to_device
+from .progress import Progress
 from .session import Session
 from .sync_guard import Stop
 
-LOSS_WINDOW_FRACTION = 0.1
 EVAL_BATCH_SIZE = 256
-
-
-@dataclass
-class Progress:
-    """What the loop saw on this rank."""
-
-    losses: list[float] = field(default_factory=list)
-    max_lr_deviation: float = 0.0
-    detections: list[Detection] = field(default_factory=list)
-    save_seconds: float = 0.0
-
-    def recent_loss(self) -> float:
-        """Mean over the last tenth of the steps; NaN where there were none."""
-        window = self.losses[-max(1, round(len(self.losses) * LOSS_WINDOW_FRACTION)) :]
-        return sum(window) / len(window) if window else math.nan
 
 
 def train(session: Session, progress: Progress) -> None:
@@ -46,22 +29,14 @@ def train(session: Session, progress: Progress) -> None:
         Stop: on every rank alike, before the update that it names, which is not applied.
         SyncError: when replicas differ.
     """
-    rules = detectors()
     batches = session.batches()
     while session.step < session.end_step:
-        step = session.step
         _drill(session)
         record = _update(session, batches)
         session.step += 1
         session.trace.append(record)
-        progress.losses.append(record.loss)
-        deviation = abs(record.lr - record.lr_planned) / max(record.lr_planned, 1e-300)
-        progress.max_lr_deviation = max(progress.max_lr_deviation, deviation if record.lr != record.lr_planned else 0.0)
-        for rule in rules:
-            detection = rule.observe(record)
-            if detection is not None:
-                progress.detections.append(detection)
-        _periodic(session, step + 1, progress)
+        progress.observe(record)
+        _periodic(session, progress)
         _check_budget(session, record.step_seconds)
 
 
@@ -73,7 +48,7 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
     """
     started = perf_counter()
     step, accumulation = session.step, session.order.accumulation
-    rng = torch.get_rng_state()
+    go_back = session.before_update()
     planned = session.guard.check_rate(step, session.optimizer)
     session.optimizer.zero_grad(set_to_none=True)
     total, samples = 0.0, 0
@@ -86,11 +61,13 @@ def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
         samples += batch_size(batch)
     limit = session.config.optimizer.grad_clip_norm
     norm = torch.nn.utils.clip_grad_norm_(session.module.parameters(), math.inf if limit is None else limit).item()
-    if not math.isfinite(norm):
-        torch.set_rng_state(rng)
-        session.trace.append(StepRecord(step, _rate(session), planned, total, norm, perf_counter() - started, samples))
-        raise session.guard.agreed_stop(step, total, norm)
     rate = _rate(session)
+    if not math.isfinite(norm):
+        go_back()
+        stop = session.guard.agreed_stop(step, total, norm)
+        if stop.kind in ("diverged", "lr_sync_error"):
+            session.trace.append(StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples))
+        raise stop
     session.optimizer.step()
     session.scheduler.step()
     return StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples)
@@ -107,15 +84,16 @@ def _rate(session: Session) -> float:
     return float(session.optimizer.param_groups[0]["lr"])
 
 
-def _periodic(session: Session, done: int, progress: Progress) -> None:
-    """After `done` updates: validate, compare replicas and save where it is due, and always at the end."""
+def _periodic(session: Session, progress: Progress) -> None:
+    """Validate, compare replicas and save where it is due, and always at the end."""
+    done = session.step
     last = done == session.end_step
     if last or done % session.config.training.eval_every_steps == 0:
         session.guard.compare_replicas(done, session.module)
         session.metrics = validate(session)
         if session.rank == 0:
             session.trace.validation(done, session.metrics)
-            print(_progress_line(session, done, progress), flush=True)  # noqa: T201 - the step's log
+            print(_progress_line(session, progress), flush=True)  # noqa: T201 - the step's log
     every = session.job.checkpoint_every or session.config.checkpoint.every_steps
     if last or done % every == 0:
         session.trace.flush()
@@ -127,7 +105,7 @@ def save(session: Session, progress: Progress) -> None:
     if session.last_checkpoint is not None and session.last_checkpoint.step == session.step:
         return
     started = perf_counter()
-    session.save()
+    session.save(progress)
     progress.save_seconds = max(progress.save_seconds, perf_counter() - started)
     if session.rank == 0:
         keep, evaluation = session.config.checkpoint, session.config.evaluation
@@ -136,8 +114,8 @@ def save(session: Session, progress: Progress) -> None:
 
 def validate(session: Session) -> dict[str, float]:
     """Each score's mean over the validation split, over all ranks; the same on every rank."""
-    dataset: Any = session.task.dataset("val")
-    mine = Subset(dataset, range(session.rank, len(dataset), session.world_size))
+    session.share_buffers()
+    mine = Subset(session.val_set, range(session.rank, len(session.val_set), session.world_size))
     sums: dict[str, float] = {}
     session.module.eval()
     with torch.inference_mode():
@@ -146,10 +124,11 @@ def validate(session: Session) -> dict[str, float]:
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0.0) + values.double().sum().item()
     session.module.train()
-    names = sorted(sums)
-    totals = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=session.device)
-    dist.all_reduce(totals)
-    return {name: value / len(dataset) for name, value in zip(names, totals.tolist(), strict=True)}
+    # As objects: a rank without samples knows no names.
+    everyone: list[dict[str, float]] = [sums] * session.world_size
+    dist.all_gather_object(everyone, sums)
+    names = sorted({name for rank_sums in everyone for name in rank_sums})
+    return {name: sum(each.get(name, 0.0) for each in everyone) / len(session.val_set) for name in names}
 
 
 def _check_budget(session: Session, step_seconds: float) -> None:
@@ -167,10 +146,10 @@ def _drill(session: Session) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _progress_line(session: Session, done: int, progress: Progress) -> str:
+def _progress_line(session: Session, progress: Progress) -> str:
     metrics = " ".join(f"val_{name}={value:.4f}" for name, value in session.metrics.items())
-    lr = _rate(session)
-    return f"step {done}/{session.total_steps} lr={lr:.6g} loss={progress.recent_loss():.4f} {metrics}"
+    figures = f"lr={_rate(session):.6g} loss={progress.recent_loss():.4f} {metrics}"
+    return f"step {session.step}/{session.total_steps} {figures}"
 
 
-__all__ = ["Progress", "Stop", "save", "train", "validate"]
+__all__ = ["Stop", "save", "train", "validate"]

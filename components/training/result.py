@@ -25,19 +25,24 @@ class TrainingResult(Document):
     """PASS when all steps ran and the loss stayed finite."""
     reason: str
     status: Literal["completed", "diverged", "lr_sync_error", "interrupted", "failed"]
+    failure: Literal["", "user", "outside"] = ""
+    """Whose a failure is that no rank could agree on: the config's or task's, or that of S3 or the machines."""
+    training_digest: str = ""
+    seed: str = ""
+    """The run's derived seed, in decimal; with the digest, what makes a training the same one."""
     attempts: int
     """Starts of the worker processes, restarts included; the first is 1."""
     final_step: int
     total_steps: int
     train_loss: float
-    """Mean over the last tenth of the steps of rank 0."""
+    """Mean over the last steps of rank 0, `telemetry.detectors.WINDOW` at most."""
     val_metrics: dict[str, float]
     """The last validation's metrics by name, `loss` among them."""
     max_lr_deviation: float
     """Largest |applied - planned| / planned over all steps and ranks; 0 is on plan."""
     lr_sync_errors: int
     anomalous: bool
-    """Whether a detector fired (a non-finite loss, an exploding gradient)."""
+    """Whether any attempt saw an anomaly: `ANOMALIES` of `progress`."""
     checkpoint_uri: str
     """The committed checkpoint to evaluate."""
     checkpoint_digest: str

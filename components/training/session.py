@@ -1,7 +1,7 @@
 """Everything one process trains with: model, optimizer, schedule, data, checkpoints and trace."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,11 +18,14 @@ from ..config.models import OptimizerConfig
 from ..errors import UserError
 from ..schedule import build_schedule
 from ..schedule.torch_adapter import ScheduleLR
-from ..task import load_task
+from ..task import Split, Task, load_task
 from ..telemetry import TraceWriter
+from . import random_state
 from .batches import loader, to_device
 from .data_order import DataOrder
 from .job import Job
+from .progress import Progress
+from .random_state import RandomState
 from .sync_guard import SyncGuard
 
 OPTIMIZER_PREFIX = "optim."
@@ -47,15 +50,17 @@ class Session:
         self.device = _device()
         self.digests = config_digests(self.config)
         self.task = load_task(self.config.task)
-        torch.manual_seed(job.seed)
+        random_state.seed(job.seed)
         self.module = self.task.model().to(self.device)
-        train_set: Any = self.task.dataset("train")
-        self.num_train_samples = len(train_set)
-        self.total_steps = job.total_steps or self.config.total_steps(self.num_train_samples)
+        self.train_set, self.val_set = sized_dataset(self.task, "train"), sized_dataset(self.task, "val")
+        self.num_train_samples = len(self.train_set)
+        schedule = self.config.schedule
+        self.total_steps = self.config.total_steps(self.num_train_samples)
+        if job.total_steps is not None:
+            whole = schedule.model_copy(update={"total_steps": self.total_steps, "total_epochs": None})
+            schedule, self.total_steps = whole.compressed(job.total_steps), job.total_steps
         self.schedule = build_schedule(
-            self.config.schedule.compressed(job.total_steps) if job.total_steps else self.config.schedule,
-            total_steps=self.total_steps,
-            batch_size=self.config.training.batch_size,
+            schedule, total_steps=self.total_steps, batch_size=self.config.training.batch_size
         )
         self.optimizer = build_optimizer(self.module, self.config.optimizer, self.schedule.lr(0))
         self.scheduler = ScheduleLR(self.optimizer, self.schedule)
@@ -74,8 +79,7 @@ class Session:
         self.device_seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.last_checkpoint: CheckpointRef | None = None
-        self._train_set = train_set
-        torch.manual_seed(job.seed + 1 + self.rank)
+        random_state.seed(job.seed + 1 + self.rank)
         self.model = DistributedDataParallel(
             self.module, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
@@ -88,7 +92,7 @@ class Session:
     def batches(self) -> Iterator[Any]:
         """Collated micro-batches on the device, from the current step on."""
         order = DataOrder(**{**vars(self.order), "start_step": self.step})
-        for batch in loader(self._train_set, batch_sampler=order, collate_fn=default_collate):
+        for batch in loader(self.train_set, batch_sampler=order, collate_fn=default_collate):
             yield to_device(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -97,8 +101,28 @@ class Session:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def save(self) -> CheckpointRef:
+    def before_update(self) -> Callable[[], None]:
+        """Take down what a forward pass changes; calling the result goes back to it, when no update follows."""
+        state = RandomState.now(self.device)
+        buffers = [buffer.clone() for buffer in self.module.buffers()]
+
+        def go_back() -> None:
+            state.set_again(self.device)
+            for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+
+        return go_back
+
+    def share_buffers(self) -> None:
+        """Give every rank rank 0's buffers, as DDP does before the next update; until then they differ."""
+        for buffer in self.module.buffers():
+            dist.broadcast(buffer, 0)
+
+    def save(self, progress: Progress) -> CheckpointRef:
         """Write a checkpoint of the current step; every rank calls it."""
+        self.share_buffers()
+        everyone: list[Progress] = [progress] * self.world_size
+        dist.all_gather_object(everyone, progress)
         ref = self.checkpoints.save(
             self._tensors(),
             attempt=self.attempt,
@@ -110,6 +134,7 @@ class Session:
                 "scheduler": self.scheduler.state_dict(),
                 "seed": self.job.seed,
                 "device_seconds": self.device_seconds,
+                "progress": Progress.merged(everyone).to_state(),
             },
             metrics=self.metrics,
             previous=self.last_checkpoint.uri if self.last_checkpoint else None,
@@ -117,30 +142,26 @@ class Session:
         self.last_checkpoint = ref
         return ref
 
-    def restore(self, ref: CheckpointRef) -> None:
-        """Continue from a checkpoint, also one of another world size.
+    def restore(self, ref: CheckpointRef) -> Progress:
+        """Continue from a checkpoint, also one of another world size; returns what was seen until then.
 
         Raises:
-            UserError: when it belongs to another config.
+            UserError: when it belongs to another config or seed.
             CheckpointError: when it does not verify.
         """
         tensors, manifest = restore(ref.uri)
-        self._refuse_other_config(manifest, ref)
+        self._refuse_other_run(manifest, ref)
         with torch.no_grad():
-            self.module.load_state_dict(
-                {n.removeprefix(MODEL_PREFIX): t for n, t in tensors.items() if n.startswith(MODEL_PREFIX)}
-            )
+            self.module.load_state_dict(_below(MODEL_PREFIX, tensors))
         self._load_optimizer(tensors)
         self.scheduler.load_state_dict(manifest.state["scheduler"])
         self.step, self.metrics = manifest.step, dict(manifest.metrics)
         self.device_seconds = manifest.state["device_seconds"]
         self.last_checkpoint = ref
-        rng = tensors.get(f"{RNG_PREFIX}{self.rank}.cpu")
-        if rng is not None and manifest.world_size == self.world_size:
-            torch.set_rng_state(rng)
-        cuda = tensors.get(f"{RNG_PREFIX}{self.rank}.cuda")
-        if cuda is not None and self.device.type == "cuda" and manifest.world_size == self.world_size:
-            torch.cuda.set_rng_state(cuda, self.device)
+        if manifest.world_size == self.world_size:
+            states = _below(f"{RNG_PREFIX}{self.rank}.", tensors)
+            RandomState.from_tensors(states).set_again(self.device)
+        return Progress.from_state(manifest.state["progress"])
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
@@ -148,10 +169,8 @@ class Session:
             for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                 if isinstance(value, Tensor):
                     tensors[f"{OPTIMIZER_PREFIX}{name}.{key}"] = value
-        tensors[f"{RNG_PREFIX}{self.rank}.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors[f"{RNG_PREFIX}{self.rank}.cuda"] = torch.cuda.get_rng_state(self.device)
-        return tensors
+        states = RandomState.now(self.device).to_tensors()
+        return tensors | {f"{RNG_PREFIX}{self.rank}.{name}": tensor for name, tensor in states.items()}
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self.module.named_parameters():
@@ -163,15 +182,43 @@ class Session:
                     target = tensor if key == "step" else tensor.to(self.device)
                     self.optimizer.state[parameter][key] = target
 
-    def _refuse_other_config(self, manifest: Manifest, ref: CheckpointRef) -> None:
+    def _refuse_other_run(self, manifest: Manifest, ref: CheckpointRef) -> None:
         if manifest.training_digest != self.digests.training:
             raise UserError(
                 f"{ref.uri} was made under config {manifest.training_digest[:12]}…, this is"
                 f" {self.digests.training[:12]}… → --resume never, or resume with the config that made it"
             )
+        if manifest.state["seed"] != self.job.seed:
+            raise UserError(
+                f"{ref.uri} was made with the seed {manifest.state['seed']}, this run's is {self.job.seed}"
+                " → --resume never, or resume the run that made it"
+            )
+
+
+def sized_dataset(task: Task, split: Split) -> Any:
+    """The task's dataset of a split.
+
+    Raises:
+        UserError: when it has no length, or is empty.
+    """
+    dataset: Any = task.dataset(split)
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"the task's dataset({split!r}) has no length → a map-style dataset, with __len__")
+    if len(dataset) == 0:
+        raise UserError(f"the task's dataset({split!r}) is empty → at least one sample")
+    return dataset
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise UserError(f"process {rank} of this machine has no GPU: there are {count} → procs_per_node: {count}")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,11 +1,13 @@
 """The sync guard: ranks agree on what they run, on every step's rate, and on their replicas.
 
-A rank that finds its optimizer off plan, is asked to stop, or is out of budget makes its own loss NaN. The gradient
-reduction, which happens anyway, carries that to every rank within the same step: all see a gradient norm that is
-not finite, none applies the update, and all gather why. So there is no collective of its own on the hot path.
+A rank that finds its optimizer off plan, is asked to stop, is out of budget, or has a loss that is not finite makes
+its own gradient NaN. The gradient reduction, which happens anyway, carries that to every rank within the same step: all
+see a gradient norm that is not finite, none applies the update, and all gather why. So there is no collective of its
+own on the hot path.
 """
 
 import hashlib
+import math
 import socket
 from typing import Any, Literal
 
@@ -41,7 +43,7 @@ class SyncGuard:
         self._pending: tuple[StopKind, str] | None = None
 
     def agree_before_start(self, facts: dict[str, Any]) -> None:
-        """Compare what each rank believes it runs: digests, schedule, first rate, resume point.
+        """Compare what each rank believes it runs: digests, schedule, seed, data, resume point.
 
         Raises:
             SyncError: on every rank, naming the fact, the ranks and both values.
@@ -76,17 +78,23 @@ class SyncGuard:
             self._pending = (kind, detail)
 
     def poisoned(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss to call backward on: NaN where this rank wants to stop."""
-        return loss if self._pending is None else loss * float("nan")
+        """The loss to call backward on: its gradient is NaN where this rank wants to stop, or the loss is not finite.
+
+        An infinite loss can have a finite gradient, which alone would let the run go on.
+        """
+        if self._pending is not None:
+            return loss * math.nan
+        return loss * (loss.detach() * 0 + 1)
 
     def agreed_stop(self, step: int, loss: float, grad_norm: float) -> Stop:
-        """After a gradient norm that is not finite, on every rank: why, by the most severe reason of all ranks."""
-        mine = self._pending or (
-            "diverged",
-            f"loss {loss:g}, gradient norm {grad_norm:g} at step {step} on rank {self.rank}",
-        )
-        reasons = self._gather(mine)
-        kind, detail = min(reasons, key=lambda reason: _SEVERITY.index(reason[0]))
+        """After a gradient norm that is not finite, on every rank: why.
+
+        The most severe reason of all ranks stands, and of ranks that diverged the one whose own loss did.
+        """
+        figures = f"loss {loss:g}, gradient norm {grad_norm:g} at step {step} on rank {self.rank}"
+        kind, detail = self._pending or ("diverged", figures)
+        reasons = self._gather((_SEVERITY.index(kind), math.isfinite(loss), kind, detail))
+        _, _, kind, detail = min(reasons)
         return Stop(kind, step, detail)
 
     def compare_replicas(self, step: int, module: torch.nn.Module) -> None:

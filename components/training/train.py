@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from time import perf_counter
+from typing import Literal
 
 from ..config import RunConfig
 from ..config.plan import RunPlan
-from ..errors import UserError
-from ..storage import RunStore, S3Location, S3NotFoundError, S3Store
+from ..errors import ExitCode, UserError
+from ..storage import RunStore, S3Location
 from .job import Job
 from .launch import InterruptedRunError, LaunchError, launch
 from .result import Event, TrainingResult
@@ -30,41 +31,68 @@ def run_training(
         config_text: its YAML, for the workers.
         plan: of validate_config; its seed and run are used.
         resume: `auto` continues from the newest checkpoint of this run that verifies, `never` starts anew, a URI
-            names a checkpoint.
+            names a checkpoint. Workers that are started again by a lost one continue from what this call saved.
         on_line: gets each line that the workers print.
 
     Raises:
-        UserError: for a launcher that this version has not.
-        InterruptedRunError: after SIGTERM or SIGINT, once the workers have saved.
+        UserError: for a launcher that this version has not, or a run that was trained under another config or seed.
+        InterruptedRunError: after SIGTERM or SIGINT here or on any rank, once the workers have saved.
+        S3Error: when S3 cannot be reached from here.
     """
     if config.distributed.launcher != "local":
         raise UserError(f"distributed.launcher = {config.distributed.launcher}: not available in this version → local")
     run_store = RunStore(config.storage.uri, plan.run_id)
+    run_store.store.ensure_bucket(run_store.prefix)
     run_store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
-    job = Job(
+    earlier = run_store.find("training", TrainingResult)
+    _refuse_another_run(earlier, plan)
+    if resume == "auto" and earlier is not None and earlier.status == "completed":
+        return earlier
+    job = _job(config, config_text, plan, run_store, resume)
+    started = perf_counter()
+    try:
+        launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)
+        result = run_store.get("training", TrainingResult)
+    except LaunchError as error:
+        result = _failed(run_store, job, config, plan, error)
+    except InterruptedRunError:
+        saved = run_store.find("training", TrainingResult)
+        if saved is not None and (earlier is None or saved.created != earlier.created):
+            _account(run_store, saved, earlier, started, config)
+        raise
+    accounted = _account(run_store, result, earlier, started, config)
+    if accounted.status == "interrupted":
+        raise InterruptedRunError
+    return accounted
+
+
+def _refuse_another_run(earlier: TrainingResult | None, plan: RunPlan) -> None:
+    if earlier is None:
+        return
+    mine, other = (plan.training_digest, plan.seed), (earlier.training_digest, earlier.seed)
+    if mine != other:
+        raise UserError(
+            f"run {plan.run_id} was trained under config {other[0][:12]}… and seed {other[1]}, this is"
+            f" {mine[0][:12]}… and {mine[1]} → another name: --run NAME"
+        )
+
+
+def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore, resume: str) -> Job:
+    result_uri = str(run_store.prefix / "training.json")
+    return Job(
         run_id=plan.run_id,
         config_text=config_text,
         seed=int(plan.seed),
         checkpoint_uri=config.checkpoint.uri,
         trace_uri=str(run_store.prefix / "trace"),
-        result_uri=str(run_store.prefix / "training.json"),
-        resume=resume,
+        result_uri=result_uri,
+        oldest_attempt=1 if resume == "auto" else _num_attempts(run_store, result_uri) + 1,
+        resume_from=None if resume in ("auto", "never") else resume,
     )
-    earlier = run_store.find("training", TrainingResult)
-    if resume == "auto" and earlier is not None and earlier.status == "completed":
-        return earlier
-    started = perf_counter()
-    try:
-        launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)
-        result = run_store.get("training", TrainingResult)
-    except (LaunchError, S3NotFoundError) as error:
-        result = _failed(job, config, plan, str(error))
-    except InterruptedRunError:
-        saved = run_store.find("training", TrainingResult)
-        if saved is not None:
-            _account(run_store, saved, earlier, started, config)
-        raise
-    return _account(run_store, result, earlier, started, config)
+
+
+def _num_attempts(run_store: RunStore, result_uri: str) -> int:
+    return sum(1 for _ in run_store.store.list(S3Location.parse(result_uri + ".attempts")))
 
 
 def _account(
@@ -82,15 +110,20 @@ def _account(
     return accounted
 
 
-def _failed(job: Job, config: RunConfig, plan: RunPlan, reason: str) -> TrainingResult:
-    attempts = sum(1 for _ in S3Store().list(S3Location.parse(job.result_uri + ".attempts")))
+def _failed(run_store: RunStore, job: Job, config: RunConfig, plan: RunPlan, error: LaunchError) -> TrainingResult:
+    """The result of workers that could not agree on one."""
+    reason = str(error)
+    failures: dict[ExitCode, Literal["user", "outside"]] = {ExitCode.USAGE: "user", ExitCode.OUTSIDE: "outside"}
     return TrainingResult(
         run_id=plan.run_id,
         summary=f"failed: {reason}",
         verdict="FAIL",
         reason=reason,
         status="failed",
-        attempts=max(1, attempts),
+        failure=failures.get(error.exit_code, ""),
+        training_digest=plan.training_digest,
+        seed=plan.seed,
+        attempts=max(1, _num_attempts(run_store, job.result_uri)),
         final_step=0,
         total_steps=plan.total_steps or 0,
         train_loss=float("nan"),

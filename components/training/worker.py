@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -20,21 +21,27 @@ import torch.distributed as dist
 from ..checkpoint import CheckpointRef
 from ..checkpoint.store import read_manifest
 from ..config.document import Verdict
-from ..errors import ConvergateError
+from ..errors import ConvergateError, ExitCode, UserError
 from ..storage import ObjectExistsError, S3Location, S3Store
 from .job import JOBS, Job
-from .lifetime import die_with_parent
-from .loop import Progress, Stop, save, train
+from .launch import FAILURES_VARIABLE
+from .loop import Stop, save, train
+from .progress import ANOMALIES, Progress
 from .result import Event, TrainingResult
 from .session import Session
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 MAX_ATTEMPTS = 1000
+OUTAGE_PAUSE_SECONDS = 10
+"""Before the first restart after S3 failed; before the second, twice as long."""
+_UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"
 
 
 def main(job_file: str) -> None:
     """Run the jobs of the file, one after the other, in this process."""
-    die_with_parent()
+    # A terminal's Ctrl-C is the launcher's to answer: it asks all ranks to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _heed_earlier_failures()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(mode=not torch.cuda.is_available())
     jobs = JOBS.validate_json(Path(job_file).read_text())
@@ -43,9 +50,19 @@ def main(job_file: str) -> None:
         for job in jobs:
             _run(job)
     except Exception as error:
-        _note_failure(error)
-        _end_at_once(error)
+        known = _in_words(error)
+        _note_failure(known)
+        _end_at_once(known)
     dist.destroy_process_group()
+
+
+def _in_words(error: Exception) -> Exception:
+    """What torch says of a user's model, in the user's words where we know them."""
+    if isinstance(error, RuntimeError) and _UNUSED_PARAMETERS in str(error):
+        return UserError(
+            "the model has parameters that take no part in the loss → use them, or set requires_grad = False"
+        )
+    return error
 
 
 def _end_at_once(error: Exception) -> NoReturn:
@@ -63,7 +80,7 @@ def _run(job: Job) -> None:
     started = perf_counter()
     session = Session(job, _claim_attempt(job))
     signal.signal(signal.SIGTERM, lambda *_: session.guard.ask_to_stop("interrupted", "SIGTERM"))
-    events = _resume(session)
+    progress, events = _resume(session)
     session.guard.agree_before_start(
         {
             "config digest": session.digests.training,
@@ -74,7 +91,7 @@ def _run(job: Job) -> None:
             "first step": session.step,
         }
     )
-    progress, stop = Progress(), None
+    stop = None
     try:
         train(session, progress)
     except Stop as agreed:
@@ -103,22 +120,23 @@ def _claim_attempt(job: Job) -> int:
     return number[0]
 
 
-def _resume(session: Session) -> list[Event]:
-    """Restore where the job says so, the same checkpoint on every rank."""
+def _resume(session: Session) -> tuple[Progress, list[Event]]:
+    """Restore the newest checkpoint that the job allows, the same one on every rank."""
     chosen: list[CheckpointRef | None] = [None]
-    if session.rank == 0 and session.job.resume != "never":
-        if session.job.resume == "auto":
-            chosen = [session.checkpoints.newest()]
-        else:
-            manifest, _ = read_manifest(session.job.resume)
-            chosen = [CheckpointRef(manifest.attempt, manifest.step, S3Location.parse(session.job.resume))]
+    if session.rank == 0:
+        newest, given = session.checkpoints.newest(session.job.oldest_attempt), session.job.resume_from
+        if newest is None and given is not None:
+            manifest, _ = read_manifest(given)
+            newest = CheckpointRef(manifest.attempt, manifest.step, S3Location.parse(given))
+        chosen = [newest]
     dist.broadcast_object_list(chosen)
     if chosen[0] is None:
-        return []
-    session.restore(chosen[0])
+        return Progress(), []
+    progress = session.restore(chosen[0])
     if session.rank == 0:
         print(f"resumed at step {session.step} from {chosen[0].uri}", flush=True)  # noqa: T201 - the step's log
-    return [Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")]
+    event = Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")
+    return progress, [event]
 
 
 def _report(session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float) -> None:
@@ -127,29 +145,30 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
     dist.all_gather_object(everyone, progress)
     if session.rank != 0:
         return
-    first = {detection.kind: detection for p in everyone for detection in reversed(p.detections)}
-    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in first.values()]
+    seen = Progress.merged(everyone)
+    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in seen.detections]
     if stop is not None:
         events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
     status = _status(stop)
     verdict: Verdict = "PASS" if status == "completed" else "FAIL"
     last = session.last_checkpoint
-    final_loss = progress.recent_loss()
     result = TrainingResult(
         run_id=session.job.run_id,
         seconds=seconds,
-        summary=_summary(session, everyone, stop),
+        summary=_summary(session, seen, stop),
         verdict=verdict,
         reason="" if stop is None else stop.detail,
         status=status,
+        training_digest=session.digests.training,
+        seed=str(session.job.seed),
         attempts=session.attempt,
         final_step=session.step,
         total_steps=session.total_steps,
-        train_loss=final_loss,
+        train_loss=seen.recent_loss(),
         val_metrics=session.metrics,
-        max_lr_deviation=max(p.max_lr_deviation for p in everyone),
+        max_lr_deviation=seen.max_lr_deviation,
         lr_sync_errors=int(stop is not None and stop.kind == "lr_sync_error"),
-        anomalous=any(event.kind in ("exploding_gradient", "diverged") for event in events),
+        anomalous=any(event.kind in ANOMALIES for event in events),
         checkpoint_uri=last.uri if last else "",
         checkpoint_digest=read_manifest(last.uri)[1] if last else "",
         trace_uri=session.job.trace_uri,
@@ -157,7 +176,7 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
         device=_device_name(session.device),
         train_seconds=seconds,
         gpu_hours=seconds * session.world_size / 3600,
-        save_seconds=max(p.save_seconds for p in everyone),
+        save_seconds=seen.save_seconds,
         events=sorted(events, key=lambda event: event.step),
     )
     S3Store().write(S3Location.parse(session.job.result_uri), result.to_json(), "application/json")
@@ -171,14 +190,14 @@ def _status(
     return "failed" if stop.kind == "budget" else stop.kind
 
 
-def _summary(session: Session, everyone: list[Progress], stop: Stop | None) -> str:
+def _summary(session: Session, seen: Progress, stop: Stop | None) -> str:
     if stop is not None:
         return f"{stop.kind.replace('_', ' ')} at step {stop.step}: {stop.detail}"
     loss = session.metrics.get("loss")
     figures = [f"{session.step} steps"]
     if loss is not None:
         figures.append(f"val_loss {loss:.3f}")
-    deviation = max(p.max_lr_deviation for p in everyone)
+    deviation = seen.max_lr_deviation
     figures += [f"LR {'on' if deviation == 0 else 'off'} plan (max dev {deviation:g})", "0 sync errors"]
     return ", ".join(figures)
 
@@ -194,13 +213,34 @@ def _backend(job: Job) -> str:
 
 def _note_failure(error: Exception) -> None:
     """Leave the error for the launcher, which shows the oldest: it is the cause of the others."""
-    folder = os.environ.get("CONVERGATE_FAILURES")
+    folder = os.environ.get(FAILURES_VARIABLE)
     if folder:
-        attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("RANK", "0")
+        rank, restart = int(os.environ.get("RANK", "0")), _restart()
         text = str(error) if isinstance(error, ConvergateError) else f"{type(error).__name__}: {error}"
-        code = int(getattr(error, "exit_code", 1))
-        note = {"rank": int(rank), "error": text.splitlines()[0] if text else "", "exit_code": code}
-        Path(folder, f"failure-{attempt}-{rank}.json").write_text(json.dumps(note))
+        note = {
+            "rank": rank,
+            "restart": restart,
+            "time": time.time(),
+            "error": text.splitlines()[0] if text else "",
+            "exit_code": int(getattr(error, "exit_code", 1)),
+        }
+        Path(folder, f"failure-{restart}-{rank}.json").write_text(json.dumps(note))
+
+
+def _heed_earlier_failures() -> None:
+    """In a restart: leave at once where only the user can mend the cause, and give an outage time to pass."""
+    folder, restart = os.environ.get(FAILURES_VARIABLE), _restart()
+    if not folder or restart == 0:
+        return
+    codes = {json.loads(path.read_text())["exit_code"] for path in Path(folder).glob("failure-*.json")}
+    if ExitCode.USAGE in codes:
+        os._exit(ExitCode.USAGE)
+    if ExitCode.OUTSIDE in codes:
+        time.sleep(OUTAGE_PAUSE_SECONDS * restart)
+
+
+def _restart() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Real worker processes: bit-identical after a kill, ranks that disagree are named, user errors in one line."""
 
 import copy
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -32,7 +36,10 @@ def job(s3: str, run_id: str, changes: dict[str, Any] | None = None, **options: 
     config = copy.deepcopy(CONFIG)
     for path, value in (changes or {}).items():
         section, _, key = path.partition(".")
-        config[section][key] = value
+        if key:
+            config[section][key] = value
+        else:
+            config[section] = value
     return Job(
         run_id=run_id,
         config_text=yaml.safe_dump(config),
@@ -63,21 +70,29 @@ def test_after_kill_9_of_a_worker_weights_and_trace_are_those_of_an_uninterrupte
     assert (whole.attempts, killed.attempts) == (1, 2)
     assert [(event.kind, event.step) for event in killed.events] == [("resumed", 8)]
     assert weights(killed) == weights(whole)
+    assert killed.train_loss == whole.train_loss
     columns = ["rank", "step", "lr", "loss", "grad_norm", "samples"]
     assert read_trace(killed.trace_uri)[columns].equals(read_trace(whole.trace_uri)[columns])
     assert whole.max_lr_deviation == 0
     assert set(read_trace(whole.trace_uri)["samples"]) == {32}
 
 
+@pytest.mark.usefixtures("tasks")
 @pytest.mark.parametrize(("kind", "precision"), [("adamw", "fp32"), ("sgd", "bf16")])
-def test_also_with_accumulation_adamw_and_bf16(s3: str, kind: str, precision: str) -> None:
-    changes = {"optimizer.kind": kind, "training.precision": precision, "training.grad_accumulation": 2}
+def test_also_with_accumulation_adamw_bf16_and_an_awkward_task(s3: str, kind: str, precision: str) -> None:
+    changes = {
+        "task": {"factory": "odd_tasks:Awkward", "params": {"width": 8}},
+        "optimizer.kind": kind,
+        "training.precision": precision,
+        "training.grad_accumulation": 2,
+    }
     if kind == "adamw":
         changes["schedule.lr0"] = 0.003
     whole = run(job(s3, "whole", changes))
     killed = run(job(s3, "killed", changes, kill_at_step=13), max_restarts=1)
     assert weights(killed) == weights(whole)
     assert whole.status == "completed"
+    assert whole.val_metrics.keys() == {"loss", "accuracy"}
 
 
 def test_a_smaller_world_continues_with_the_same_rate_and_data(s3: str) -> None:
@@ -92,7 +107,10 @@ def test_a_smaller_world_continues_with_the_same_rate_and_data(s3: str) -> None:
 
 TASKS = '''
 import os
+from collections import namedtuple
 from convergate.components.task.digits import DigitsTask
+
+Item = namedtuple("Item", "image label")
 
 class Tampered(DigitsTask):
     """Rank 1 finds another rate in its optimizer at step 5."""
@@ -126,7 +144,51 @@ class Vector(DigitsTask):
     def loss(self, model, batch):
         return super().scores(model, batch)["loss"]
 
-class Slow(DigitsTask):
+class Unused(DigitsTask):
+    """A layer that nobody calls."""
+    def model(self):
+        import torch
+        model = super().model()
+        model.spare = torch.nn.Linear(2, 2)
+        return model
+
+class Endless(DigitsTask):
+    """A stream instead of a dataset."""
+    def dataset(self, split):
+        import torch
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(())
+        return Stream()
+
+class Infinite(DigitsTask):
+    """Rank 1's loss is infinite at step 5, its gradient is not."""
+    calls = 0
+    def loss(self, model, batch):
+        self.calls += 1
+        bad = os.environ["RANK"] == "1" and self.calls == 6
+        return super().loss(model, batch) + (float("inf") if bad else 0.0)
+
+class Awkward(DigitsTask):
+    """BatchNorm, dropout, NumPy's and Python's random augmentation, batches of a named tuple, one validation sample."""
+    def model(self):
+        import torch
+        model = super().model()
+        model.head = torch.nn.Sequential(torch.nn.BatchNorm1d(32), torch.nn.Dropout(0.2), torch.nn.Linear(32, 10))
+        return model
+    def dataset(self, split):
+        inner, limit = super().dataset(split), 1 if split == "val" else None
+        class Augmented:
+            def __len__(self):
+                return limit or len(inner)
+            def __getitem__(self, index):
+                import random
+                import numpy as np
+                image, label = inner[index]
+                return Item(image + 0.1 * float(np.random.normal()) + 0.01 * random.gauss(0, 1), label)
+        return Augmented()
+
+class Slow(Awkward):
     """Time to be interrupted."""
     def loss(self, model, batch):
         import time
@@ -157,10 +219,43 @@ def test_replicas_that_part_are_caught_at_the_next_checksum(s3: str) -> None:
 
 
 @pytest.mark.usefixtures("tasks")
-def test_a_loss_that_is_no_scalar_is_said_before_the_first_update(s3: str) -> None:
-    with pytest.raises(LaunchError, match="loss.* is not a scalar") as caught:
-        run(job(s3, "run", {"task.factory": "odd_tasks:Vector"}))
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("Vector", r"loss.* is not a scalar"),
+        ("Unused", r"parameters that take no part in the loss"),
+        ("Endless", r"dataset\('train'\) has no length"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_is_said_in_one_line_and_not_started_again(
+    s3: str, task: str, message: str
+) -> None:
+    one = job(s3, "run", {"task.factory": f"odd_tasks:{task}"})
+    with pytest.raises(LaunchError, match=message) as caught:
+        run(one, max_restarts=1)
     assert caught.value.exit_code == ExitCode.USAGE
+    assert len(list(S3Store().list(S3Location.parse(one.result_uri + ".attempts")))) == 1
+
+
+@pytest.mark.usefixtures("tasks")
+def test_an_infinite_loss_stops_all_although_its_gradient_is_finite(s3: str) -> None:
+    result = run(job(s3, "run", {"task.factory": "odd_tasks:Infinite"}))
+    assert (result.status, result.final_step, result.anomalous) == ("diverged", 5, True)
+    assert "loss inf" in result.reason
+
+
+def test_a_worker_that_a_signal_ended_is_named(s3: str) -> None:
+    with pytest.raises(LaunchError, match=r"rank 1 was ended by SIGKILL"):
+        run(job(s3, "run", kill_at_step=3))
+
+
+def test_a_process_whose_parent_is_gone_ends_at_once() -> None:
+    """Also where the parent ended before the child could ask to die with it."""
+    command = [sys.executable, "-m", "convergate.components.training.lifetime", "this"]
+    gone = subprocess.run(command, env={**os.environ, "CONVERGATE_PARENT_PID": "1"}, capture_output=True, check=False)
+    assert (gone.returncode, gone.stdout) == (-signal.SIGKILL, b"")
+    mine = {**os.environ, "CONVERGATE_PARENT_PID": str(os.getpid())}
+    assert b"Zen" in subprocess.run(command, env=mine, capture_output=True, check=True).stdout
 
 
 def test_a_batch_larger_than_the_data_is_said(s3: str) -> None:
@@ -171,11 +266,6 @@ def test_a_batch_larger_than_the_data_is_said(s3: str) -> None:
 @pytest.mark.usefixtures("tasks")
 def test_sigterm_saves_and_the_next_launch_continues(s3: str, tmp_path: Path) -> None:
     """SIGTERM reaches the agent as from an orchestrator; every rank agrees, saves and ends."""
-    import os
-    import signal
-    import subprocess
-    import sys
-
     one = job(s3, "run", {"task.factory": "odd_tasks:Slow"})
     (tmp_path / "one.json").write_text(one.model_dump_json())
     script = (
