@@ -1,19 +1,47 @@
 """What a run config says of its schedule."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+MAX_COUNT = 2**53 - 1
+"""The largest integer that every JSON reader keeps (RFC 7493, section 2.2), and so the largest that has a digest."""
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-PositiveCount = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and an unknown key in it is an error."""
+    """A part of the config: immutable, and an unknown key in it is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    What is said of two keys is checked as soon as both are right, as a validator of the one that is to blame: so it
+    is reported beside whatever else is wrong. A message is `reason → fix`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Finding(NamedTuple):
+    """What a validator found wrong in a key inside the section that it looks at."""
+
+    location: tuple[str, ...]
+    value: Any
+    message: str
+
+
+def problems_at(*found: Finding) -> ValidationError:
+    """The error for a validator to raise; pydantic adds each finding, under its own path, to all the others."""
+    return ValidationError.from_exception_data(
+        "config",
+        [
+            # As a value: a `{` in the template itself would be a placeholder.
+            {"type": PydanticCustomError("finding", "{text}", {"text": message}), "loc": location, "input": value}
+            for location, value, message in found
+        ],
+    )
 
 
 class WarmupConfig(Section):
@@ -44,14 +72,13 @@ class RestartsConfig(Section):
     ramp_steps: Count = 0
     on_plateau: PlateauRestart | None = None
 
-    @model_validator(mode="after")
-    def _ramp_fits(self) -> Self:
-        if self.ramp_steps >= self.cycle_steps:
-            raise ValueError(
-                f"ramp_steps = {self.ramp_steps} fills the cycle of {self.cycle_steps} steps"
-                f" → at most {self.cycle_steps - 1}"
-            )
-        return self
+    @field_validator("ramp_steps")
+    @classmethod
+    def _ramp_fits(cls, ramp_steps: int, info: ValidationInfo) -> int:
+        cycle_steps = info.data.get("cycle_steps")
+        if cycle_steps is not None and ramp_steps >= cycle_steps:
+            raise ValueError(f"fills the cycle of {cycle_steps} steps → at most {cycle_steps - 1}")
+        return ramp_steps
 
 
 class ClipConfig(Section):
@@ -60,11 +87,13 @@ class ClipConfig(Section):
     floor: NonNegative = 0.0
     ceiling: Positive | None = None
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.ceiling is not None and self.floor > self.ceiling:
-            raise ValueError(f"floor = {self.floor} is above ceiling = {self.ceiling} → floor ≤ ceiling")
-        return self
+    @field_validator("ceiling")
+    @classmethod
+    def _above_floor(cls, ceiling: float | None, info: ValidationInfo) -> float | None:
+        floor = info.data.get("floor")
+        if ceiling is not None and floor is not None and ceiling < floor:
+            raise ValueError(f"is below floor = {floor:g} → at least {floor:g}")
+        return ceiling
 
 
 class MomentumConfig(Section):
@@ -89,42 +118,74 @@ class ScheduleConfig(Section):
     )
     lr0: Positive
     lr_min: NonNegative = 0.0
-    total_steps: PositiveCount | None = None
     total_epochs: PositiveCount | None = None
+    total_steps: PositiveCount | None = None
     warmup: WarmupConfig = WarmupConfig()
     restarts: RestartsConfig | None = None
     clip: ClipConfig = ClipConfig()
     momentum: MomentumConfig = MomentumConfig()
     scale_with_batch: BatchScaling | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.lr_min > self.lr0:
-            raise ValueError(f"lr_min = {self.lr_min} is above lr0 = {self.lr0} → lr_min ≤ lr0")
-        if (self.total_steps is None) == (self.total_epochs is None):
-            raise ValueError("give exactly one of total_steps and total_epochs; the other is derived")
-        if self.total_steps is not None and self.warmup.steps >= self.total_steps:
-            raise ValueError(
-                f"warmup.steps = {self.warmup.steps} is not shorter than the run: total_steps is"
-                f" {self.total_steps} → at most {self.total_steps - 1};"
-                f" 5 % of the run, {max(1, self.total_steps // 20)}, is usual"
-            )
-        if self.kind == "cosine_restarts" and self.restarts is None:
-            raise ValueError("kind cosine_restarts needs `restarts` → restarts: {cycle_steps: …}")
-        if self.kind != "cosine_restarts" and self.restarts is not None:
-            raise ValueError(f"`restarts` has no effect under kind {self.kind} → kind: cosine_restarts")
-        return self
+    @field_validator("lr_min")
+    @classmethod
+    def _below_peak(cls, lr_min: float, info: ValidationInfo) -> float:
+        lr0 = info.data.get("lr0")
+        if lr0 is not None and lr_min > lr0:
+            raise ValueError(f"is above lr0 = {lr0:g} → at most {lr0:g}; lr0/100, {lr0 / 100:g}, is usual")
+        return lr_min
+
+    @field_validator("total_steps")
+    @classmethod
+    def _one_length(cls, total_steps: int | None, info: ValidationInfo) -> int | None:
+        if "total_epochs" not in info.data:
+            return total_steps
+        total_epochs = info.data["total_epochs"]
+        if total_steps is None and total_epochs is None:
+            raise ValueError("the run has no length → give total_steps or total_epochs")
+        if total_steps is not None and total_epochs is not None:
+            raise ValueError(f"the run has two lengths: total_epochs is {total_epochs} → leave one out; it is derived")
+        return total_steps
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_fits(cls, warmup: WarmupConfig, info: ValidationInfo) -> WarmupConfig:
+        total_steps = info.data.get("total_steps")
+        if total_steps is not None and warmup.steps >= total_steps:
+            usual = total_steps // 20
+            message = f"not shorter than the run: total_steps is {total_steps} → at most {total_steps - 1}"
+            if usual:
+                message += f"; 5 % of the run, {usual}, is usual"
+            raise problems_at(Finding(("steps",), warmup.steps, message))
+        return warmup
+
+    @field_validator("restarts")
+    @classmethod
+    def _restarts_where_they_count(cls, restarts: RestartsConfig | None, info: ValidationInfo) -> RestartsConfig | None:
+        kind = info.data.get("kind")
+        if kind == "cosine_restarts" and restarts is None:
+            raise ValueError("kind cosine_restarts needs its cycles → restarts: {cycle_steps: …}")
+        if kind not in (None, "cosine_restarts") and restarts is not None:
+            raise ValueError(f"has no effect under kind {kind} → kind: cosine_restarts")
+        return restarts
 
     def compressed(self, total_steps: int) -> Self:
-        """The same schedule with all its lengths scaled to `total_steps` steps; no part that exists disappears.
+        """The same schedule with all its lengths scaled to `total_steps` steps.
 
-        A schedule given in epochs has its warmup and restarts, which are in steps, kept as they are where they fit.
+        Warmup, restarts and ramps that the schedule has stay, however short, as long as there is a step for each.
+        One given in epochs has its warmup and restarts, which are in steps, kept as they are where they fit.
         """
-        factor = total_steps / (self.total_steps or total_steps)
+        full_steps = self.total_steps or total_steps
+        factor = total_steps / full_steps
         warmup_steps = min(_scaled(self.warmup.steps, factor), total_steps - 1)
         restarts = self.restarts
         if restarts is not None:
-            cycle_steps = max(2, _scaled(restarts.cycle_steps, factor))
+            shortest = min(2, restarts.cycle_steps)
+            cycle_steps = max(shortest, _scaled(restarts.cycle_steps, factor))
+            if self.warmup.steps + restarts.cycle_steps < full_steps:  # it restarts: a cycle, and a step of the next
+                warmup_steps = min(warmup_steps, max(1, total_steps - shortest - 1))
+                cycle_steps = max(1, min(cycle_steps, total_steps - warmup_steps - 1))
+            else:
+                cycle_steps = max(cycle_steps, total_steps - warmup_steps)
             ramp_steps = min(_scaled(restarts.ramp_steps, factor), cycle_steps - 1)
             restarts = restarts.model_copy(update={"cycle_steps": cycle_steps, "ramp_steps": ramp_steps})
         warmup = self.warmup.model_copy(update={"steps": warmup_steps})

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,9 +18,9 @@ class ScheduleLR(LRScheduler):
     restored state is the same run, and loading one that was made under another schedule is refused.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_step: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
         self.schedule = schedule
-        super().__init__(optimizer, last_epoch=last_step)
+        super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each group at the current step."""
@@ -29,24 +30,29 @@ class ScheduleLR(LRScheduler):
     def step(self, epoch: int | None = None) -> None:
         """Go to the next step, or to a given one, and set its rates."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        rate = self.schedule.lr(self.last_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"] if "lr_scale" in group else rate
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # a captured graph holds this very tensor
+            else:
+                group["lr"] = rate
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The rates that are set now."""
-        return [group["lr"] for group in self.optimizer.param_groups]
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the schedule's fields, all JSON values but infinity."""
+        """The step and the schedule's fields, all of them JSON values: a float is its shortest exact text."""
         return {"step": self.last_epoch, "schedule": _fields(self.schedule)}
 
     def load_state_dict(self, state_dict: dict[str, Any], *, allow_changed_schedule: bool = False) -> None:
         """Go to a saved step and set its rates.
 
         Raises:
-            UserError: when the state was saved under another schedule; it names the fields that differ.
+            UserError: when the state is another scheduler's, or was saved under another schedule; it names the
+                fields that differ.
         """
+        if not {"step", "schedule"} <= state_dict.keys():
+            raise UserError(f"not a state of ScheduleLR: it has {', '.join(map(str, state_dict)) or 'nothing'}")
         mine, saved = _fields(self.schedule), state_dict["schedule"]
         different = [
             f"{name}: saved {saved.get(name)!r}, now {mine.get(name)!r}"

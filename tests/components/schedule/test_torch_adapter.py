@@ -1,0 +1,183 @@
+"""`ScheduleLR` in a loop that knows nothing of this package."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from convergate.components.errors import UserError
+from convergate.components.schedule import CosineSchedule
+from convergate.components.schedule.curve import LinearSchedule
+from convergate.components.schedule.torch_adapter import ScheduleLR
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, SequentialLR
+
+SCHEDULE = CosineSchedule(
+    lr0=0.1, total_steps=30, lr_min=0.001, warmup_steps=5, cycle_steps=10, cycle_mult=2, scale=0.5, ramp_steps=2
+)
+
+
+def parts() -> tuple[torch.nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    groups = [
+        {"params": list(model[0].parameters())},
+        {"params": list(model[2].parameters()), "lr_scale": 0.3, "weight_decay": 0.1},
+    ]
+    return model, SGD(groups, lr=123.0, momentum=0.9)
+
+
+def train(
+    model: torch.nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None, steps: range
+) -> list[list[float]]:
+    """An ordinary loop; returns the rates that each update was made with. Without a scheduler they are set by hand."""
+    used = []
+    for step in steps:
+        if scheduler is None:
+            for group, scale in zip(optimizer.param_groups, (1.0, 0.3), strict=True):
+                group["lr"] = SCHEDULE.lr(step) * scale
+        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), inputs.sum(1, keepdim=True)).backward()
+        used.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return used
+
+
+def weights(model: torch.nn.Module) -> list[float]:
+    return [value for parameter in model.parameters() for value in parameter.detach().flatten().tolist()]
+
+
+def test_each_group_is_trained_with_its_scaled_rate() -> None:
+    model, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    assert isinstance(scheduler, LRScheduler)
+    used = train(model, optimizer, scheduler, range(35))
+    assert used == [[SCHEDULE.lr(step), SCHEDULE.lr(step) * 0.3] for step in range(35)]
+    assert scheduler.get_last_lr() == [0.001, 0.001 * 0.3]
+    by_hand, its_optimizer = parts()
+    train(by_hand, its_optimizer, None, range(35))
+    assert weights(model) == weights(by_hand)
+
+
+def test_a_rate_changed_from_outside_is_put_right_at_the_next_step() -> None:
+    """torch's recursive cosine would carry the change to the end."""
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    optimizer.param_groups[0]["lr"] = 7.0
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == SCHEDULE.lr(1)
+
+
+def test_a_group_added_later_is_scheduled_too() -> None:
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 2.0})
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [SCHEDULE.lr(1) * scale for scale in (1.0, 0.3, 2.0)]
+
+
+def test_a_rate_that_is_a_tensor_is_set_in_place() -> None:
+    """A captured CUDA graph or a compiled optimizer reads that tensor, and no other."""
+    rate = torch.tensor(1.0, dtype=torch.float64)
+    optimizer = Adam([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == SCHEDULE.lr(1)
+    assert scheduler.get_last_lr() == [SCHEDULE.lr(1)]
+
+
+def test_it_works_inside_another_scheduler() -> None:
+    _, optimizer = parts()
+    first = ConstantLR(optimizer, factor=0.5, total_iters=100)
+    both = SequentialLR(optimizer, [first, ScheduleLR(optimizer, SCHEDULE)], milestones=[3])
+    used = []
+    for _ in range(6):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        both.step()
+    assert used[3:] == [SCHEDULE.lr(step) for step in range(3)]
+    assert used[:3] == [used[0]] * 3
+
+
+@pytest.mark.parametrize("scheduler_first", [True, False])
+def test_a_resumed_loop_is_the_uninterrupted_one(scheduler_first: bool) -> None:
+    whole, optimizer = parts()
+    used = train(whole, optimizer, ScheduleLR(optimizer, SCHEDULE), range(30))
+
+    model, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    before = train(model, optimizer, scheduler, range(17))
+    saved = json.loads(json.dumps(scheduler.state_dict(), allow_nan=False))
+    tensors = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+
+    again, optimizer = parts()
+    again.load_state_dict(tensors[0])
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    loads = [lambda: scheduler.load_state_dict(saved), lambda: optimizer.load_state_dict(tensors[1])]
+    for load in loads if scheduler_first else reversed(loads):
+        load()
+    assert before + train(again, optimizer, scheduler, range(17, 30)) == used
+    assert weights(again) == weights(whole)
+
+
+def test_the_right_rate_is_set_without_the_optimizers_state() -> None:
+    _, optimizer = parts()
+    ScheduleLR(optimizer, SCHEDULE).load_state_dict({**ScheduleLR(parts()[1], SCHEDULE).state_dict(), "step": 12})
+    assert [group["lr"] for group in optimizer.param_groups] == [SCHEDULE.lr(12), SCHEDULE.lr(12) * 0.3]
+
+
+@pytest.mark.parametrize(
+    ("other", "named", "unnamed"),
+    [
+        (
+            CosineSchedule(lr0=0.2, total_steps=40, lr_min=0.001, warmup_steps=5),
+            ["lr0: saved '0.2', now '0.1'", "total_steps: saved 40, now 30", "cycle_steps: saved None, now 10"],
+            ["lr_min", "warmup_steps", "kind"],
+        ),
+        (
+            LinearSchedule(lr0=0.1, total_steps=30, lr_min=0.001, warmup_steps=5),
+            ["kind: saved 'LinearSchedule', now 'CosineSchedule'", "cycle_mult: saved None, now 2"],
+            ["lr0", "total_steps"],
+        ),
+    ],
+)
+def test_a_state_of_another_schedule_is_refused_by_the_fields_that_differ(
+    other: CosineSchedule, named: list[str], unnamed: list[str]
+) -> None:
+    theirs = ScheduleLR(parts()[1], other)
+    theirs.step(12)
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    with pytest.raises(UserError) as caught:
+        scheduler.load_state_dict(theirs.state_dict())
+    message = str(caught.value)
+    assert all(text in message for text in named)
+    assert not any(f"{name}: " in message for name in unnamed)
+    assert "→ resume with the config that made it, or load with allow_changed_schedule=True" in message
+    assert "\n" not in message
+    assert scheduler.last_epoch == 0
+    scheduler.load_state_dict(theirs.state_dict(), allow_changed_schedule=True)
+    assert scheduler.get_last_lr() == [SCHEDULE.lr(12), SCHEDULE.lr(12) * 0.3]
+
+
+def test_a_difference_in_the_last_digit_is_one() -> None:
+    theirs = ScheduleLR(parts()[1], CosineSchedule(lr0=0.1, total_steps=30))
+    with pytest.raises(UserError, match="lr0: saved '0.1', now '0.10000000000000002'"):
+        ScheduleLR(parts()[1], CosineSchedule(0.10000000000000002, 30)).load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 30).state_dict(), lambda _: {}]
+)
+def test_a_state_of_another_scheduler_is_refused(make: Any) -> None:
+    scheduler = ScheduleLR(parts()[1], SCHEDULE)
+    with pytest.raises(UserError, match="not a state of ScheduleLR: it has (T_max|nothing)"):
+        scheduler.load_state_dict(make(parts()[1]))
