@@ -1,15 +1,56 @@
 """The schema of a run config. The schedule's part stands beside its curves, in `schedule.config`."""
 
-from typing import Annotated, Any, Literal, Self
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from ..schedule.config import Count, NonNegative, Positive, PositiveCount, ScheduleConfig, Section
+from ..schedule.config import (
+    MAX_COUNT,
+    Count,
+    Finding,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    ScheduleConfig,
+    Section,
+    problems_at,
+)
+from .problems import shown
+
+
+def _written_as(pattern: str, rule: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(rule)
+        return text
+
+    return check
+
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-S3Uri = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?$")]
+Name = Annotated[
+    str,
+    AfterValidator(
+        _written_as(
+            r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?",
+            "not a name → a-z, 0-9 and, between them, `.`, `_`, `-`; at most 63 characters",
+        )
+    ),
+]
+S3Uri = Annotated[
+    str,
+    AfterValidator(
+        _written_as(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S*)?", "not an S3 location → s3://bucket/prefix")
+    ),
+]
+Factory = Annotated[
+    str, AfterValidator(_written_as(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "not a class's place → package.module:Class"))
+]
 
 
 class Owner(Section):
@@ -22,16 +63,43 @@ class Owner(Section):
 class TaskConfig(Section):
     """The user's model and data: `package.module:Class`, called with `params`."""
 
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    factory: Factory
     params: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("params")
+    @classmethod
+    def _has_a_digest(cls, params: dict[str, Any]) -> dict[str, Any]:
+        found = list(_not_json((), params))
+        if found:
+            raise problems_at(*found)
+        return params
+
+
+def _not_json(location: tuple[str, ...], value: Any) -> Iterator[Finding]:
+    """What in a value from YAML has no canonical JSON, and so no digest."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str):
+                yield from _not_json((*location, key), item)
+            else:
+                yield Finding((*location, shown(key)), item, "the key is not text → put the key in quotes")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_json((*location, str(index)), item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Finding(location, value, "must be a finite number")
+    elif isinstance(value, int) and abs(value) > MAX_COUNT:
+        yield Finding(location, value, f"beyond the exact integers of JSON → at most {MAX_COUNT}, or quotes around it")
+    elif not isinstance(value, str | int | float | None):
+        yield Finding(location, value, f"a {type(value).__name__} is not a JSON value → put it in quotes")
 
 
 class OptimizerConfig(Section):
     """The optimizer; `betas` are AdamW's, `momentum` is SGD's. `grad_clip_norm: null` clips nothing."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.9
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Decay = 0.9
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)  # YAML has lists, no tuples
     weight_decay: NonNegative = 0.0
     grad_clip_norm: Positive | None = None
 
@@ -101,11 +169,13 @@ class CanaryConfig(Section):
     nodes: PositiveCount = 1
     procs_per_node: PositiveCount = 2
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps = {self.min_steps} is above max_steps = {self.max_steps}")
-        return self
+    @field_validator("max_steps")
+    @classmethod
+    def _above_min(cls, max_steps: int, info: ValidationInfo) -> int:
+        min_steps = info.data.get("min_steps")
+        if min_steps is not None and max_steps < min_steps:
+            raise ValueError(f"is below min_steps = {min_steps} → at least {min_steps}")
+        return max_steps
 
     def num_steps(self, total_steps: int) -> int:
         """Steps of the real schedule that the canary runs, never more than the run has."""
@@ -147,25 +217,26 @@ class PromotionConfig(Section):
     model: Name
     alias: Name = "champion"
 
-    @model_validator(mode="after")
-    def _alias_is_free(self) -> Self:
-        if self.alias in ("challenger", "previous_champion"):
-            raise ValueError(f"alias = {self.alias} is set by convergate itself → champion is usual")
-        return self
+    @field_validator("alias")
+    @classmethod
+    def _is_free(cls, alias: str) -> str:
+        if alias in ("challenger", "previous_champion"):
+            raise ValueError("convergate sets this alias itself → champion is usual")
+        return alias
 
 
 class RunConfig(Section):
     """The whole config. Unknown keys are errors; optional keys may be added as rooms deepen."""
 
-    schema_version: Literal[1]
+    schema_version: int
     experiment: Name
-    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     owner: Owner = Owner()
     task: TaskConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
-    training: TrainingConfig
     distributed: DistributedConfig = DistributedConfig()
+    training: TrainingConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     storage: StorageConfig = StorageConfig()
     data: DataConfig = DataConfig()
@@ -175,17 +246,31 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     promotion: PromotionConfig
 
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        parts = self.distributed.world_size * self.training.grad_accumulation
-        if self.training.batch_size % parts:
-            below = self.training.batch_size // parts * parts or parts
-            raise ValueError(
-                f"training.batch_size = {self.training.batch_size} does not divide over"
-                f" {self.distributed.world_size} processes × {self.training.grad_accumulation} accumulation steps"
-                f" → a multiple of {parts}, such as {below}"
+    @field_validator("schema_version")
+    @classmethod
+    def _known_version(cls, schema_version: int) -> int:
+        if schema_version != 1:
+            raise ValueError("not a version that this convergate reads → 1")
+        return schema_version
+
+    @field_validator("training")
+    @classmethod
+    def _batch_divides(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        distributed = info.data.get("distributed")
+        if distributed is None:
+            return training
+        parts = distributed.world_size * training.grad_accumulation
+        if training.batch_size % parts:
+            below = training.batch_size // parts * parts or parts
+            raise problems_at(
+                Finding(
+                    ("batch_size",),
+                    training.batch_size,
+                    f"does not divide over {distributed.world_size} processes × {training.grad_accumulation}"
+                    f" accumulation steps → a multiple of {parts}, such as {below}",
+                )
             )
-        return self
+        return training
 
     def total_steps(self, num_train_samples: int) -> int:
         """Optimizer updates of the run, whichever of steps and epochs the config gives."""

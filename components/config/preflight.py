@@ -4,11 +4,12 @@ Facts that only higher floors know (the dataset's length, what a step costs) are
 facts are missing is left out.
 """
 
+import math
 from dataclasses import dataclass
 
 from ..schedule.curve import IMPLEMENTED_KINDS, peak_lr
-from .loading import Problem
 from .models import RunConfig
+from .problems import Problem
 
 STALL_FRACTION = 0.5
 """A rate that is above this fraction of the peak at the end of the run has not annealed."""
@@ -42,10 +43,14 @@ def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
     """Run every check whose facts are known."""
     facts = facts or Facts()
     checks = [*_availability(config), *_schedule_checks(config)]
+    total_steps = config.schedule.total_steps
     if facts.num_train_samples is not None:
-        checks += _size_checks(config, facts.num_train_samples)
-    if facts.num_train_samples is not None and facts.seconds_per_step is not None:
-        checks.append(_cost(config, facts.num_train_samples, facts.seconds_per_step))
+        checks.append(_full_batch(config, facts.num_train_samples))
+        total_steps = config.total_steps(facts.num_train_samples)
+    if total_steps:
+        checks += [_warmup(config, total_steps), _restarts(config, total_steps), _evaluations(config, total_steps)]
+        if facts.seconds_per_step is not None:
+            checks.append(_cost(config, total_steps, facts.seconds_per_step))
     return Preflight([check for check in checks if check is not None], len(checks))
 
 
@@ -75,7 +80,21 @@ def _availability(config: RunConfig) -> list[Problem | None]:
 
 
 def _schedule_checks(config: RunConfig) -> list[Problem | None]:
-    return [_peak(config), _annealing(config), _batch_scaling(config), _momentum(config), _restarts(config)]
+    return [_scaled_peak(config), _peak(config), _annealing(config), _batch_scaling(config), _momentum(config)]
+
+
+def _scaled_peak(config: RunConfig) -> Problem | None:
+    schedule, peak = config.schedule, peak_lr(config.schedule, config.training.batch_size)
+    if schedule.lr_min <= peak < math.inf:
+        return None
+    assert schedule.scale_with_batch is not None  # the schema holds lr_min ≤ lr0 < inf where nothing scales
+    return Problem(
+        "schedule.scale_with_batch.base_batch_size",
+        f"scales lr0 = {schedule.lr0:g} to {peak:g} at a batch of {config.training.batch_size}: below lr_min ="
+        f" {schedule.lr_min:g}, or not finite",
+        value=str(schedule.scale_with_batch.base_batch_size),
+        fix="the batch size that lr0 was tuned at",
+    )
 
 
 def _peak(config: RunConfig) -> Problem | None:
@@ -95,14 +114,14 @@ def _peak(config: RunConfig) -> Problem | None:
 
 
 def _annealing(config: RunConfig) -> Problem | None:
-    schedule = config.schedule
-    if schedule.kind == "constant" or schedule.lr_min <= STALL_FRACTION * schedule.lr0:
+    schedule, peak = config.schedule, peak_lr(config.schedule, config.training.batch_size)
+    if schedule.kind == "constant" or schedule.lr_min <= STALL_FRACTION * peak:
         return None
     return Problem(
         "schedule.lr_min",
-        f"the rate hardly anneals: lr_min is {schedule.lr_min / schedule.lr0:.0%} of lr0",
+        f"the rate hardly anneals: from {peak:g} to {schedule.lr_min:g}",
         value=f"{schedule.lr_min:g}",
-        fix=f"lr0/100, {schedule.lr0 / 100:g}, is usual",
+        fix=f"a hundredth of the peak, {peak / 100:g}, is usual",
         level="warning",
     )
 
@@ -130,57 +149,58 @@ def _momentum(config: RunConfig) -> Problem | None:
     return Problem("optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning")
 
 
-def _restarts(config: RunConfig) -> Problem | None:
+def _restarts(config: RunConfig, total_steps: int) -> Problem | None:
     schedule = config.schedule
-    if schedule.restarts is None or schedule.total_steps is None:
-        return None
-    room = schedule.total_steps - schedule.warmup.steps
-    if schedule.restarts.cycle_steps <= room:
+    room = total_steps - schedule.warmup.steps
+    if schedule.restarts is None or schedule.restarts.cycle_steps <= room:
         return None
     return Problem(
         "schedule.restarts.cycle_steps",
-        f"the first cycle is longer than the {room} steps after warmup: the rate would never reach lr_min",
+        f"longer than the {room} steps after warmup: no restart, and the rate never reaches lr_min",
         value=str(schedule.restarts.cycle_steps),
         fix=f"at most {room}",
+        level="warning",
     )
 
 
-def _size_checks(config: RunConfig, num_train_samples: int) -> list[Problem | None]:
-    batch, warmup = config.training.batch_size, config.schedule.warmup.steps
-    if num_train_samples < batch:
-        return [
-            Problem(
-                "training.batch_size",
-                f"the training split has {num_train_samples} samples: not one full batch",
-                value=str(batch),
-                fix=f"at most {num_train_samples}",
-            )
-        ]
-    total = config.total_steps(num_train_samples)
-    too_long = warmup >= total
-    evaluates = config.training.eval_every_steps <= total
-    return [
-        Problem(
-            "schedule.warmup.steps",
-            f"longer than the run: {total} steps",
-            value=str(warmup),
-            fix=f"< {total}",
-        )
-        if too_long
-        else None,
-        None
-        if evaluates
-        else Problem(
-            "training.eval_every_steps",
-            f"never reached in {total} steps: the run is validated at its end only",
-            value=str(config.training.eval_every_steps),
-            level="warning",
-        ),
-    ]
+def _full_batch(config: RunConfig, num_train_samples: int) -> Problem | None:
+    if num_train_samples >= config.training.batch_size:
+        return None
+    return Problem(
+        "training.batch_size",
+        f"the training split has {num_train_samples} samples: not one full batch",
+        value=str(config.training.batch_size),
+        fix=f"at most {num_train_samples}" if num_train_samples else "",
+    )
 
 
-def _cost(config: RunConfig, num_train_samples: int, seconds_per_step: float) -> Problem | None:
-    hours = config.total_steps(num_train_samples) * seconds_per_step * config.distributed.world_size / 3600
+def _warmup(config: RunConfig, total_steps: int) -> Problem | None:
+    steps = config.schedule.warmup.steps
+    if steps < total_steps:
+        return None
+    epochs = config.schedule.total_epochs
+    return Problem(
+        "schedule.warmup.steps",
+        f"not shorter than the run: total_epochs = {epochs} is {total_steps} steps",
+        value=str(steps),
+        fix=f"at most {total_steps - 1}",
+    )
+
+
+def _evaluations(config: RunConfig, total_steps: int) -> Problem | None:
+    if config.training.eval_every_steps <= total_steps:
+        return None
+    return Problem(
+        "training.eval_every_steps",
+        f"never reached in {total_steps} steps: the run is validated at its end only",
+        value=str(config.training.eval_every_steps),
+        fix=f"at most {total_steps}",
+        level="warning",
+    )
+
+
+def _cost(config: RunConfig, total_steps: int, seconds_per_step: float) -> Problem | None:
+    hours = total_steps * seconds_per_step * config.distributed.world_size / 3600
     if hours <= config.budget.max_gpu_hours:
         return None
     return Problem(

@@ -21,20 +21,27 @@ class SignatureError(ConvergateError):
 
 
 def generate_key(path: Path) -> None:
-    """Write a new private key, readable by its owner alone; never over an existing file."""
+    """Write a new private key, readable by its owner alone.
+
+    Raises:
+        UserError: when the file exists; a key is never overwritten.
+    """
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-        file.write(pem)
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(pem)
+    except FileExistsError as error:
+        raise UserError(f"{path}: exists, and a key is never overwritten → another name for the new key") from error
 
 
 def sign(value: Any, key_file: Path) -> str:
     """The base64 signature over the canonical JSON of `value`.
 
     Raises:
-        UserError: when the file is no Ed25519 private key.
+        UserError: when the file is no Ed25519 private key, or needs a password.
     """
     key = _load(key_file)
     if not isinstance(key, Ed25519PrivateKey):
@@ -70,7 +77,9 @@ def _load(key_file: Path) -> Ed25519PrivateKey | Ed25519PublicKey:
             if b"PRIVATE" in pem
             else serialization.load_pem_public_key(pem)
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:
+        raise UserError(f"{key_file}: is protected by a password → openssl pkey -in {key_file} -out FILE") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise UserError(f"{key_file}: not a PEM key → openssl genpkey -algorithm ed25519") from error
     if not isinstance(key, Ed25519PrivateKey | Ed25519PublicKey):
         raise UserError(f"{key_file}: not an Ed25519 key → openssl genpkey -algorithm ed25519")

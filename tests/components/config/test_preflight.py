@@ -1,0 +1,218 @@
+"""What preflight says before anything is paid for: warnings let a run start, errors do not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from convergate.components.config import Problem, RunConfig
+from convergate.components.config.preflight import Facts, preflight
+
+Parsed = Callable[..., RunConfig]
+RESTARTS = {"schedule.kind": "cosine_restarts", "schedule.restarts.cycle_steps": 100}
+EPOCHS = {"schedule.total_steps": None, "schedule.total_epochs": 2}
+SCALING = {"schedule.scale_with_batch.base_batch_size": 256}
+
+
+def test_a_sound_config_has_no_problem(parsed: Parsed) -> None:
+    found = preflight(parsed({"optimizer.grad_clip_norm": 1.0}), Facts(num_train_samples=1797, seconds_per_step=0.1))
+    assert found.problems == []
+    assert found.num_checks >= 15
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"schedule.lr0": 50, "optimizer.grad_clip_norm": None},
+            Problem(
+                "schedule.lr0",
+                "a peak of 50 without gradient clipping usually diverges with sgd",
+                "50",
+                "optimizer.grad_clip_norm: 1.0, or lr0 ≤ 1",
+                "warning",
+            ),
+        ),
+        (
+            {"optimizer.kind": "adamw", "optimizer.betas": [0.9, 0.99]},
+            Problem(
+                "schedule.lr0",
+                "a peak of 0.1 without gradient clipping usually diverges with adamw",
+                "0.1",
+                "optimizer.grad_clip_norm: 1.0, or lr0 ≤ 0.01",
+                "warning",
+            ),
+        ),
+        (
+            {"schedule.lr_min": 0.06},
+            Problem(
+                "schedule.lr_min",
+                "the rate hardly anneals: from 0.1 to 0.06",
+                "0.06",
+                "a hundredth of the peak, 0.001, is usual",
+                "warning",
+            ),
+        ),
+        (
+            {**SCALING, "training.batch_size": 4096, "optimizer.grad_clip_norm": 1.0},
+            Problem(
+                "schedule.scale_with_batch",
+                "lr0 is scaled 16-fold and there is no warmup",
+                "",
+                "schedule.warmup.steps: 5 % of the run",
+                "warning",
+            ),
+        ),
+        (
+            {**SCALING, "schedule.lr_min": 0.05},
+            Problem(
+                "schedule.scale_with_batch.base_batch_size",
+                "scales lr0 = 0.1 to 0.025 at a batch of 64: below lr_min = 0.05, or not finite",
+                "256",
+                "the batch size that lr0 was tuned at",
+                "error",
+            ),
+        ),
+        (
+            {
+                "schedule.lr0": 1e308,
+                "optimizer.grad_clip_norm": 1.0,
+                "schedule.scale_with_batch.base_batch_size": 1,
+                "schedule.warmup.steps": 5,
+            },
+            Problem(
+                "schedule.scale_with_batch.base_batch_size",
+                "scales lr0 = 1e+308 to inf at a batch of 64: below lr_min = 0, or not finite",
+                "1",
+                "the batch size that lr0 was tuned at",
+                "error",
+            ),
+        ),
+        (
+            {"optimizer.kind": "adamw", "optimizer.momentum": 0.9, "optimizer.grad_clip_norm": 1.0},
+            Problem("optimizer.momentum", "has no effect under adamw", "", "betas", "warning"),
+        ),
+        (
+            {**RESTARTS, "schedule.warmup.steps": 301},
+            Problem(
+                "schedule.restarts.cycle_steps",
+                "longer than the 99 steps after warmup: no restart, and the rate never reaches lr_min",
+                "100",
+                "at most 99",
+                "warning",
+            ),
+        ),
+        (
+            {"training.eval_every_steps": 401},
+            Problem(
+                "training.eval_every_steps",
+                "never reached in 400 steps: the run is validated at its end only",
+                "401",
+                "at most 400",
+                "warning",
+            ),
+        ),
+    ],
+    ids=lambda value: value.path if isinstance(value, Problem) else "",
+)
+def test_what_experience_says_goes_wrong(parsed: Parsed, values: dict[str, Any], expected: Problem) -> None:
+    problems = preflight(parsed(values)).problems
+    assert expected in problems
+    assert [problem for problem in problems if problem.level == expected.level] == [expected]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"schedule.lr0": 50, "optimizer.grad_clip_norm": 1.0},
+        {"schedule.lr0": 50, "schedule.clip.ceiling": 1.0},
+        {"schedule.lr0": 1.0},
+        {"schedule.lr_min": 0.05},
+        {"schedule.lr_min": 0.1, "schedule.kind": "constant"},
+        {**SCALING, "training.batch_size": 2048},
+        {**SCALING, "training.batch_size": 4096, "schedule.warmup.steps": 20, "optimizer.grad_clip_norm": 1.0},
+        {**RESTARTS, "schedule.warmup.steps": 300},
+        {"training.eval_every_steps": 400},
+        {"optimizer.momentum": 0.5},
+    ],
+    ids=str,
+)
+def test_what_is_usual_brings_no_warning(parsed: Parsed, values: dict[str, Any]) -> None:
+    assert preflight(parsed(values)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "value"),
+    [
+        ({"schedule.kind": "one_cycle"}, "schedule.kind", "one_cycle"),
+        (
+            {**RESTARTS, "schedule.restarts.on_plateau": {"metric": "val_loss", "patience": 3, "max": 2}},
+            "schedule.restarts.on_plateau",
+            "set",
+        ),
+        ({"schedule.momentum.warmup_steps": 5}, "schedule.momentum.warmup_steps", "5"),
+        ({"training.precision": "fp16"}, "training.precision", "fp16"),
+        ({"training.init_from": "champion"}, "training.init_from", "champion"),
+        ({"training.early_stopping": {"metric": "val_loss", "patience": 5}}, "training.early_stopping", "set"),
+        ({"distributed.launcher": "trainjob"}, "distributed.launcher", "trainjob"),
+        ({"distributed.nodes": 2}, "distributed.nodes", "2"),
+        ({"distributed.strategy": "fsdp2"}, "distributed.strategy", "fsdp2"),
+    ],
+)
+def test_a_key_without_code_behind_it_is_refused_not_ignored(
+    parsed: Parsed, values: dict[str, Any], path: str, value: str
+) -> None:
+    errors = preflight(parsed(values)).errors
+    assert errors == [Problem(path, "not available in this version", value, "leave it out")]
+
+
+def test_epochs_are_judged_once_the_data_is_known(parsed: Parsed) -> None:
+    config = parsed(EPOCHS | RESTARTS | {"schedule.warmup.steps": 30, "schedule.restarts.cycle_steps": 11})
+    assert preflight(config).problems == []
+    # 2 epochs of 20 full batches of 64
+    found = preflight(config, Facts(num_train_samples=1300))
+    assert {problem.path: problem.level for problem in found.problems} == {
+        "schedule.restarts.cycle_steps": "warning",
+        "training.eval_every_steps": "warning",
+    }
+
+
+def test_a_warmup_that_epochs_turn_out_too_short_for(parsed: Parsed) -> None:
+    found = preflight(parsed(EPOCHS | {"schedule.warmup.steps": 40}), Facts(num_train_samples=1300))
+    assert found.errors == [
+        Problem(
+            "schedule.warmup.steps", "not shorter than the run: total_epochs = 2 is 40 steps", "40", fix="at most 39"
+        )
+    ]
+
+
+@pytest.mark.parametrize(("samples", "fix"), [(63, "at most 63"), (0, "")])
+@pytest.mark.parametrize("length", [{}, EPOCHS])
+def test_less_data_than_a_batch(parsed: Parsed, samples: int, fix: str, length: dict[str, Any]) -> None:
+    found = preflight(parsed(length), Facts(num_train_samples=samples))
+    reason = f"the training split has {samples} samples: not one full batch"
+    assert found.errors == [Problem("training.batch_size", reason, "64", fix)]
+
+
+@pytest.mark.parametrize("length", [{}, {"schedule.total_steps": None, "schedule.total_epochs": 20}])
+def test_the_cost_is_held_against_the_budget(parsed: Parsed, length: dict[str, Any]) -> None:
+    # 400 steps of 9 s on two devices are 2 hours.
+    config = parsed({**length, "distributed.procs_per_node": 2, "budget.max_gpu_hours": 2.0})
+    assert preflight(config, Facts(num_train_samples=1300, seconds_per_step=9.0)).errors == []
+    found = preflight(config, Facts(num_train_samples=1300, seconds_per_step=9.1))
+    assert found.errors == [
+        Problem(
+            "budget.max_gpu_hours",
+            "the run is projected at 2.02 GPU-hours",
+            "2",
+            "fewer steps, or a larger budget",
+        )
+    ]
+
+
+def test_a_check_whose_facts_are_missing_is_not_counted(parsed: Parsed) -> None:
+    config = parsed()
+    counts = [
+        preflight(config, facts).num_checks
+        for facts in (None, Facts(num_train_samples=1300), Facts(num_train_samples=1300, seconds_per_step=0.1))
+    ]
+    assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
