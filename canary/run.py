@@ -6,14 +6,16 @@ warmup compressed to a few steps proves nothing about loss. The seed is fixed: `
 """
 
 from collections.abc import Callable
+from textwrap import shorten
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..components.config import Check, RunConfig
 from ..components.config.document import overall
 from ..components.config.plan import RunPlan
-from ..components.errors import ExitCode
+from ..components.errors import ExitCode, UserError
 from ..components.storage import RunStore, S3Location
+from ..components.task import load_task
 from ..components.telemetry import read_trace
 from ..components.training.job import Job
 from ..components.training.launch import LaunchError, launch
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPRESSED_STEPS = 40
+MIN_DRILL_STEPS = 4
+"""Fewer steps leave no room for a checkpoint, a step after it, and the kill."""
+MESSAGE_CHARACTERS = 300
 MAX_RESTARTS = 1
 """The one restart that the kill asks for."""
 
@@ -36,13 +41,20 @@ def run_canary(
 
     Workers that fail make the verdict FAIL with their error as the reason, or INCONCLUSIVE where something outside
     failed (S3).
+
+    Raises:
+        S3Error: when S3 cannot be reached from here, where the report is written.
+        UserError: when the global batch does not divide over the canary's processes.
     """
     started = perf_counter()
     store = RunStore(config.storage.uri, plan.run_id)
     store.store.ensure_bucket(store.prefix)
     root = store.prefix / "canary"
     store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
-    num_steps = config.canary.num_steps(plan.total_steps or config.canary.max_steps)
+    # A step that is tried again must not resume what the try before it left.
+    for location in list(store.store.list(root)):
+        store.store.delete(location)
+    num_steps = config.canary.num_steps(plan.total_steps or _total_steps(config))
     real = _job(config, config_text, plan, root / "first-steps", num_steps)
     compressed = _job(config, config_text, plan, root / "compressed", None)
     try:
@@ -59,9 +71,30 @@ def run_canary(
     return report
 
 
+def _total_steps(config: RunConfig) -> int:
+    """Updates of a run that counts in epochs, from the length of its training split."""
+    task = load_task(config.task)
+    try:
+        dataset: Any = task.dataset("train")
+        return config.total_steps(len(dataset))
+    except Exception as error:
+        cause = shorten(f"{type(error).__name__}: {error}", MESSAGE_CHARACTERS, placeholder=" …")
+        raise UserError(f"task.factory = {config.task.factory}: dataset('train') failed: {cause}") from error
+
+
 def accumulation(config: RunConfig) -> int:
-    """Accumulation steps that keep the global batch and at most the full run's micro-batch."""
+    """Accumulation steps that keep the global batch and at most the full run's micro-batch.
+
+    Raises:
+        UserError: when the global batch does not divide over the canary's processes.
+    """
     world_size, batch = config.canary.procs_per_node, config.training.batch_size
+    if batch % world_size:
+        fitting = max(size for size in range(1, world_size) if batch % size == 0)
+        raise UserError(
+            f"canary.procs_per_node = {world_size}: training.batch_size = {batch} does not divide over them"
+            f" → at most {fitting}"
+        )
     wanted = -(-config.distributed.world_size * config.training.grad_accumulation // world_size)
     while batch % (world_size * wanted):
         wanted += 1
@@ -69,7 +102,11 @@ def accumulation(config: RunConfig) -> int:
 
 
 def _job(config: RunConfig, config_text: str, plan: RunPlan, root: S3Location, num_steps: int | None) -> Job:
-    """The first `num_steps` of the real schedule with the restart drill, or the compressed schedule without one."""
+    """The first `num_steps` of the real schedule with the restart drill, or the compressed schedule without one.
+
+    The drill needs exactly one checkpoint before the kill, with a step between them.
+    """
+    drill = num_steps is not None and num_steps >= MIN_DRILL_STEPS
     return Job(
         run_id=plan.run_id,
         config_text=config_text,
@@ -79,9 +116,9 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, root: S3Location, n
         result_uri=str(root / "result.json"),
         stop_at_step=num_steps,
         total_steps=None if num_steps else COMPRESSED_STEPS,
-        checkpoint_every=max(1, num_steps // 2) if num_steps else COMPRESSED_STEPS,
+        checkpoint_every=(num_steps + 1) // 2 if num_steps else COMPRESSED_STEPS,
         accumulation=accumulation(config),
-        kill_at_step=num_steps - 1 if num_steps else None,
+        kill_at_step=num_steps - 1 if num_steps and drill else None,
     )
 
 
@@ -126,17 +163,23 @@ def _judge(
 
 def _restore_check(trace: "pd.DataFrame", result: TrainingResult, real: Job) -> Check:
     resumed = next((event.step for event in result.events if event.kind == "resumed"), None)
+    if real.kill_at_step is None:
+        fix = f"canary.min_steps: {MIN_DRILL_STEPS} or more"
+        return _undecided("not run", f"{real.stop_at_step} steps are too few for it → {fix}")
     if resumed is None and result.status != "completed":
-        return Check(
-            name=checks.RESTORE_CHECK,
-            verdict="INCONCLUSIVE",
-            figure="not reached",
-            threshold=checks.RESTORE_THRESHOLD,
-            reason=f"the run ended before the kill: {result.reason}",
-        )
-    assert real.kill_at_step is not None
+        return _undecided("not reached", f"the run ended before the kill: {result.reason}")
     first, again = trace[trace["attempt"] == 1], trace[trace["attempt"] > 1]
     return checks.restored(first, again, resumed, real.kill_at_step)
+
+
+def _undecided(figure: str, reason: str) -> Check:
+    return Check(
+        name=checks.RESTORE_CHECK,
+        verdict="INCONCLUSIVE",
+        figure=figure,
+        threshold=checks.RESTORE_THRESHOLD,
+        reason=reason,
+    )
 
 
 def _failed(config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int, trace_uri: str) -> CanaryReport:
@@ -164,7 +207,9 @@ def _failed(config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int
 
 
 def _seconds_per_step(trace: "pd.DataFrame") -> float:
-    """The slowest rank's median, without the first tenth of the steps, which warm caches up."""
+    """The slowest rank's median, without the first tenth of the steps, which warm caches up; 0 without a step."""
+    if trace.empty:
+        return 0.0
     steady = trace[trace["step"] >= trace["step"].max() // 10]
     return float(steady.groupby("rank")["step_seconds"].median().max())
 

@@ -2,8 +2,10 @@
 
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from ..config.document import Document
-from .s3 import S3Location, S3NotFoundError, S3Store
+from .s3 import S3Error, S3Location, S3NotFoundError, S3Store
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
@@ -27,9 +29,17 @@ class RunStore:
 
         Raises:
             S3NotFoundError: when the step that makes it has not run.
-            pydantic.ValidationError: when it is of another kind.
+            S3Error: when it is of another kind or version.
         """
-        return kind.from_json(self.store.read(self.prefix / f"{name}.json"))
+        location = self.prefix / f"{name}.json"
+        data = self.store.read(location)
+        try:
+            return kind.from_json(data)
+        except ValidationError as error:
+            raise S3Error(
+                f"{location}: not a {kind.__name__} of this version ({error.error_count()} problems)"
+                " → read it with the version that wrote it, or run the step again"
+            ) from error
 
     def find(self, name: str, kind: type[AnyDocument]) -> AnyDocument | None:
         """Read a document, or None where the step that makes it has not run."""

@@ -6,10 +6,13 @@ region come from boto3's usual chain. Conditional writes use `If-None-Match`/`If
 """
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO, Self
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from ..errors import OutsideError
 
@@ -20,6 +23,7 @@ CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 20
 MAX_ATTEMPTS = 3
 MULTIPART_BYTES = 32 * 2**20
+MESSAGE_CHARACTERS = 200
 
 
 class S3Error(OutsideError):
@@ -71,29 +75,31 @@ def endpoint_url() -> str | None:
 
 
 @cache
-def _shared_client(endpoint: str | None, _key: str | None, _pid: int) -> "S3Client":
+def _shared_client(endpoint: str | None, _key: str | None, _profile: str | None, _pid: int) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    # Not boto3's default session, which keeps the first credentials that it met.
-    return boto3.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
-            s3={"addressing_style": "path"} if endpoint else {},
-            request_checksum_calculation="when_required" if endpoint else "when_supported",
-            response_checksum_validation="when_required" if endpoint else "when_supported",
-        ),
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+        s3={"addressing_style": "path"} if endpoint else {},
+        request_checksum_calculation="when_required" if endpoint else "when_supported",
+        response_checksum_validation="when_required" if endpoint else "when_supported",
     )
+    # Not boto3's default session, which keeps the first credentials that it met.
+    session = boto3.Session()
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    try:
+        return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    except ValueError as error:
+        raise S3Error(f"the S3 endpoint {_shown(endpoint)} is no URL → AWS_ENDPOINT_URL=https://host:port") from error
 
 
 def s3_client() -> "S3Client":
-    """The process's client; thread-safe, made anew after a fork or when the endpoint changes."""
-    return _shared_client(endpoint_url(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
+    """The process's client; thread-safe, made anew after a fork or when the endpoint, key or profile changes."""
+    key, profile = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_PROFILE")
+    return _shared_client(endpoint_url(), key, profile, os.getpid())
 
 
 class S3Store:
@@ -182,8 +188,11 @@ class S3Store:
             with _translated(location, "look up"):
                 s3_client().head_bucket(Bucket=location.bucket)
         except S3NotFoundError:
-            with _translated(location, "create the bucket"):
-                s3_client().create_bucket(Bucket=location.bucket)
+            region = s3_client().meta.region_name
+            where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+            # Another process may have been faster.
+            with suppress(ObjectExistsError), _translated(location, "create the bucket"):
+                s3_client().create_bucket(Bucket=location.bucket, **where)
 
 
 def upload(location: S3Location, stream: BinaryIO) -> None:
@@ -210,17 +219,32 @@ class _translated:  # noqa: N801 - reads as a statement: `with _translated(...)`
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
+        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError | BotoCoreError):
             error = error.__context__
         if isinstance(error, ClientError):
             raise _from_answer(error.response, self.location, self.action) from error
         if isinstance(error, BotoCoreError | Boto3Error):
-            where = endpoint_url() or "AWS S3"
-            cause = type(error).__name__.removesuffix("Error")
-            raise S3Error(
-                f"cannot {self.action} {self.location}: {where} does not answer as S3 ({cause})"
-                " → check AWS_ENDPOINT_URL, credentials and the network"
-            ) from error
+            raise _without_answer(error, self.location, self.action) from error
+
+
+def _shown(endpoint: str | None) -> str:
+    """The endpoint in a message: a user and password in it are left out."""
+    return re.sub(r"[^/@]*@", "", endpoint) if endpoint else "AWS S3"
+
+
+def _without_answer(error: Exception, location: S3Location, action: str) -> S3Error:
+    """No answer came: the server is away, or boto3 found nothing to ask it with."""
+    from botocore.exceptions import ConnectionError as NoConnectionError
+    from botocore.exceptions import HTTPClientError
+
+    if isinstance(error, HTTPClientError | NoConnectionError):
+        cause = type(error).__name__.removesuffix("Error")
+        return S3Error(
+            f"cannot {action} {location}: {_shown(endpoint_url())} does not answer ({cause})"
+            " → check AWS_ENDPOINT_URL and the network"
+        )
+    cause = shorten(str(error), MESSAGE_CHARACTERS, placeholder=" …")
+    return S3Error(f"cannot {action} {location}: {cause} → check the credentials, AWS_ENDPOINT_URL and the URI")
 
 
 def _from_answer(response: object, location: S3Location, action: str) -> S3Error:
@@ -228,9 +252,11 @@ def _from_answer(response: object, location: S3Location, action: str) -> S3Error
     code = str(response.get("Error", {}).get("Code", ""))
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "NoSuchBucket", "404", "NotFound"):
-        return S3NotFoundError(f"{location} does not exist" + (" (no such bucket)" if code == "NoSuchBucket" else ""))
+        missing = " (no such bucket) → create it, or check the URI" if code == "NoSuchBucket" else ""
+        return S3NotFoundError(f"{location} does not exist{missing}")
     if code in ("PreconditionFailed", "ConditionalRequestConflict") or status in (409, 412):
         return ObjectExistsError(f"cannot {action} {location}: it exists, or was changed meanwhile")
     if status in (401, 403):
         return S3Error(f"cannot {action} {location}: permission denied ({code}) → check the credentials and the policy")
-    return S3Error(f"cannot {action} {location}: {endpoint_url() or 'AWS S3'} answered {status} {code}")
+    answer = " ".join(dict.fromkeys([str(status), code]))
+    return S3Error(f"cannot {action} {location}: {_shown(endpoint_url())} answered {answer} → see its log")
