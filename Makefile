@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= manifests/configs/digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test lint format bench compile clean
+.PHONY: help install retrain test lint format bench compile docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench: .venv/installed-test ## Run the benchmarks: five real runs end with PROMO
 
 compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/
 	$(BIN)/convergate compile -o out
+
+docs: .venv/installed ## Write the README of every component from its signature and metadata
+	$(BIN)/python docs/generate.py
 
 clean: ## Remove what was installed and made; runs under .convergate stay
 	rm -rf .venv build out .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

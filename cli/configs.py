@@ -1,73 +1,102 @@
 """validate, schedule, sign, verify: what can be said of a config before it runs."""
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from ..components.config import RunConfig, config_digests, load_config
+from ..components.config import Problem, ProblemsError, RunConfig, config_digests, load_config
 from ..components.config.preflight import Facts, Preflight, preflight
-from ..components.errors import ExitCode, UserError
+from ..components.errors import ConvergateError, ExitCode, UserError
+from .options import CONFIG, JSON
 
-CONFIG = click.argument("config", type=click.Path(dir_okay=False))
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 KEY = click.option("--key", required=True, type=click.Path(path_type=Path), help="An Ed25519 key, PEM.")
 
 
 def _facts(config: RunConfig) -> Facts:
-    """What the task's table tells; a task that cannot be loaded is a problem of the config."""
+    """What the task's table tells.
+
+    Raises:
+        UserError: when the task cannot be loaded, or its table cannot be made.
+    """
     from ..components.task import load_task
 
     task = load_task(config.task)
-    table, spec = task.table(), task.table_spec()
-    return Facts(num_train_samples=int((table[spec.split] == "train").sum()))
+    try:
+        table, spec = task.table(), task.table_spec()
+        return Facts(num_train_samples=int((table[spec.split] == "train").sum()))
+    except ConvergateError:
+        raise
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"task.factory = {config.task.factory}: its table cannot be made: {cause}") from error
 
 
 @click.command("validate")
 @CONFIG
 @JSON
 def validate_command(config: str, as_json: bool) -> None:
-    """Check a config: schema, preflight, and that its task can be imported.
+    """Check a config: schema, preflight, and that its task can be imported. Exit 2 when it is not valid.
 
     \b
     Examples:
       convergate validate manifests/configs/digits.yaml
       convergate validate manifests/configs/digits.yaml --json
     """  # noqa: D301
-    parsed, _ = load_config(config)
-    found = preflight(parsed, _facts(parsed))
-    digests = config_digests(parsed)
+    parsed, found = _checked(config)
+    digests = config_digests(parsed) if parsed is not None and not found.errors else None
     if as_json:
-        problems = [
-            {"path": p.path, "value": p.value, "reason": p.reason, "fix": p.fix, "level": p.level}
-            for p in found.problems
-        ]
         answer = {
-            "valid": not found.errors,
+            "valid": digests is not None,
             "checks": found.num_checks,
-            "problems": problems,
-            **digests.model_dump(),
+            "problems": [asdict(problem) for problem in found.problems],
+            "training": digests.training if digests else None,
+            "policy": digests.policy if digests else None,
         }
         click.echo(json.dumps(answer, indent=2))
     else:
-        _show(config, parsed, found)
-    if found.errors:
+        _show(config, found)
+        if digests is not None:
+            click.echo(f"{config}: valid, {found.num_checks} checks")
+            click.echo(f"  training digest  {digests.training}\n  policy digest    {digests.policy}")
+    if digests is None:
         raise click.exceptions.Exit(ExitCode.USAGE)
 
 
-def _show(path: str, config: RunConfig, found: Preflight) -> None:
-    if found.problems:
-        errors = len(found.errors)
-        warnings = len(found.problems) - errors
-        counts = [f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n]
-        click.echo(f"{path}: {', '.join(counts)}")
-        width = min(44, max(len(f"{p.path} = {p.value}" if p.value else p.path) for p in found.problems))
-        for problem in found.problems:
-            click.echo(problem.lines(width))
-    if not found.errors:
-        digests = config_digests(config)
-        click.echo(f"{path}: valid, {found.num_checks} checks")
-        click.echo(f"  training digest  {digests.training}\n  policy digest    {digests.policy}")
+def _checked(path: str) -> tuple[RunConfig | None, Preflight]:
+    """The config, where it can be read, and everything that is wrong with it or with its task."""
+    try:
+        parsed, _ = load_config(path)
+    except ProblemsError as error:
+        return None, Preflight(error.problems, 0)
+    try:
+        return parsed, preflight(parsed, _facts(parsed))
+    except UserError as error:
+        found = preflight(parsed)
+        return parsed, Preflight([*found.problems, _task_problem(error)], found.num_checks)
+
+
+def _task_problem(error: UserError) -> Problem:
+    """`task.factory = module:Class: reason → fix`, in its parts."""
+    text, _, fix = str(error).partition(" → ")
+    match = re.fullmatch(r"(?P<path>task\.\w+)(?: = (?P<value>\S+))?: (?P<reason>.*)", text, re.DOTALL)
+    if match is None:
+        return Problem("task", text, fix=fix)
+    return Problem(match["path"], match["reason"], value=match["value"] or "", fix=fix)
+
+
+def _show(path: str, found: Preflight) -> None:
+    if not found.problems:
+        return
+    errors = len(found.errors)
+    warnings = len(found.problems) - errors
+    counts = [f"{n} {name}{'s' * (n > 1)}" for n, name in ((errors, "problem"), (warnings, "warning")) if n]
+    click.echo(f"{path}: {', '.join(counts)}")
+    width = min(44, max(len(f"{p.path} = {p.value}" if p.value else p.path) for p in found.problems))
+    for problem in found.problems:
+        click.echo(problem.lines(width))
 
 
 @click.command("schedule")
@@ -86,6 +115,8 @@ def schedule_command(config: str, as_csv: bool, plot: Path | None, as_json: bool
     """  # noqa: D301
     from ..components.schedule import build_schedule
 
+    if as_csv and as_json:
+        raise click.UsageError("--csv or --json, not both")
     parsed, _ = load_config(config)
     total = parsed.schedule.total_steps or parsed.total_steps(_facts(parsed).num_train_samples or 0)
     schedule = build_schedule(parsed.schedule, total_steps=total, batch_size=parsed.training.batch_size)
@@ -94,19 +125,15 @@ def schedule_command(config: str, as_csv: bool, plot: Path | None, as_json: bool
 
         plot_schedule(schedule, plot)
         click.echo(f"{plot} is written", err=True)
-    rows = [(step, schedule.lr(step)) for step in range(total)]
+    rates = [schedule.lr(step) for step in range(total)]
     if as_csv:
-        click.echo("step,lr")
-        for step, rate in rows:
-            click.echo(f"{step},{rate!r}")
+        click.echo("\n".join(["step,lr", *(f"{step},{rate!r}" for step, rate in enumerate(rates))]))
     elif as_json:
-        click.echo(json.dumps({"total_steps": total, "lr": [rate for _, rate in rows]}))
+        click.echo(json.dumps({"total_steps": total, "lr": rates}))
     elif plot is None:
-        shown = sorted({0, parsed.schedule.warmup.steps, *range(0, total, max(1, total // 20)), total - 1})
-        peak = max(rate for _, rate in rows)
-        for step in shown:
-            rate = schedule.lr(step)
-            click.echo(f"{step:>9}  {rate:<12.6g} {'▇' * round(50 * rate / peak)}")
+        peak = max(rates)
+        for step in sorted({0, parsed.schedule.warmup.steps, *range(0, total, max(1, total // 20)), total - 1}):
+            click.echo(f"{step:>9}  {rates[step]:<12.6g} {'▇' * round(50 * rates[step] / peak)}".rstrip())
 
 
 def _signature_file(config: str) -> Path:
@@ -117,7 +144,8 @@ def _signature_file(config: str) -> Path:
 @CONFIG
 @KEY
 @click.option("--new-key", is_flag=True, help="Make the key first, where there is none.")
-def sign_command(config: str, key: Path, new_key: bool) -> None:
+@JSON
+def sign_command(config: str, key: Path, new_key: bool, as_json: bool) -> None:
     """Sign a config's digests; the signature is written to CONFIG.sig.
 
     \b
@@ -129,27 +157,40 @@ def sign_command(config: str, key: Path, new_key: bool) -> None:
     parsed, _ = load_config(config)
     if new_key and not key.exists():
         generate_key(key)
-    signature = sign(config_digests(parsed).model_dump(), key)
+    digests = config_digests(parsed)
+    signature = sign(digests.model_dump(), key)
     target = _signature_file(config)
     target.write_text(signature + "\n")
-    click.echo(f"{target} is written: it covers the training and the policy digest")
+    if as_json:
+        click.echo(json.dumps({"file": str(target), "signature": signature, **digests.model_dump()}, indent=2))
+    else:
+        click.echo(f"{target} is written: it covers the training and the policy digest")
 
 
 @click.command("verify")
 @CONFIG
 @KEY
-def verify_command(config: str, key: Path) -> None:
+@JSON
+def verify_command(config: str, key: Path, as_json: bool) -> None:
     """Verify CONFIG.sig; exit 1 when the config is not the signed one.
 
     \b
     Example:
       convergate verify manifests/configs/digits.yaml --key release.pem
     """  # noqa: D301
-    from ..components.config.signature import verify
+    from ..components.config.signature import SignatureError, verify
 
     parsed, _ = load_config(config)
     file = _signature_file(config)
     if not file.exists():
         raise UserError(f"{file} does not exist → convergate sign {config} --key {key}")
-    verify(config_digests(parsed).model_dump(), file.read_text().strip(), key)
-    click.echo(f"{config}: the signature is good")
+    digests, reason = config_digests(parsed), ""
+    try:
+        verify(digests.model_dump(), file.read_text(errors="replace").strip(), key)
+    except SignatureError as error:
+        reason = str(error)
+    if as_json:
+        click.echo(json.dumps({"valid": not reason, "reason": reason, **digests.model_dump()}, indent=2))
+    else:
+        click.echo(f"{config}: {reason or 'the signature is good'}")
+    raise click.exceptions.Exit(ExitCode.NEGATIVE if reason else ExitCode.POSITIVE)

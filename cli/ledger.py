@@ -7,52 +7,52 @@ from typing import Any
 
 import click
 
-from ..components.config import RunConfig, load_config
+from ..components.config import RunConfig, load_config, parse_config
 from ..components.errors import ExitCode, NotFoundError
-
-HOME = Path(".convergate")
-CONFIG = click.argument("config", type=click.Path(dir_okay=False), default="manifests/configs/digits.yaml")
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-ROOT = click.option("--root", default="s3://convergate", show_default=True, help="storage.uri of the configs.")
+from .options import HOME, JSON, ROOT
 
 
-def _s3() -> AbstractContextManager[Any]:
+def embedded_s3() -> AbstractContextManager[Any]:
+    """The embedded S3 server, where the environment configures none."""
     from ..pipelines.servers import embedded_servers
 
     return embedded_servers(HOME, mlflow=False)
 
 
-def find_run(root: str, run_id: str) -> tuple[RunConfig, str]:
-    """The config that a run ran, and its text.
+def config_of(root: str, run_id: str) -> str:
+    """The text of the config that a run ran.
 
     Raises:
         NotFoundError: when there is no such run.
     """
-    from ..components.config import parse_config
     from ..components.storage import RunStore, S3NotFoundError
 
     store = RunStore(root, run_id)
     try:
-        text = store.store.read(store.prefix / "config.yaml").decode()
+        return store.store.read(store.prefix / "config.yaml").decode()
     except S3NotFoundError as error:
         raise NotFoundError(f"there is no run {run_id} under {root} → convergate runs") from error
-    return parse_config(text), text
 
 
 @click.command("slo")
-@CONFIG
+@click.argument("config", required=False)
+@ROOT
 @JSON
-def slo_command(config: str, as_json: bool) -> None:
+def slo_command(config: str | None, root: str, as_json: bool) -> None:
     """Show where the convergence SLO of a config's (experiment, model) stands; exit 1 on FAIL, 3 on INSUFFICIENT.
 
+    Without CONFIG it is the newest run's.
+
     \b
-    Example:
-      convergate slo manifests/configs/digits.yaml
+    Examples:
+      convergate slo
+      convergate slo manifests/configs/digits.yaml --json
     """  # noqa: D301
     from ..components.slo import Ledger, take_standing
 
-    parsed, _ = load_config(config)
-    with _s3():
+    given = load_config(config)[0] if config is not None else None
+    with embedded_s3():
+        parsed = given or _newest_config(root)
         history = Ledger(parsed.storage.uri, parsed.experiment, parsed.promotion.model).runs()
     standing = take_standing(parsed.slo, history)
     if as_json:
@@ -70,9 +70,23 @@ def slo_command(config: str, as_json: bool) -> None:
     raise click.exceptions.Exit(codes[standing.verdict])
 
 
+def _newest_config(root: str) -> RunConfig:
+    """The config of the newest run that had a valid one.
+
+    Raises:
+        NotFoundError: when there is no such run.
+    """
+    from ..components.slo.ledger import all_runs
+
+    for run in all_runs(root):
+        if run.start.training_digest:
+            return parse_config(config_of(root, run.start.run_id), source=f"the config of run {run.start.run_id}")
+    raise NotFoundError(f"there are no runs under {root} yet → convergate slo CONFIG")
+
+
 @click.command("runs")
 @ROOT
-@click.option("--limit", default=20, show_default=True, help="The newest so many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @JSON
 def runs_command(root: str, limit: int, as_json: bool) -> None:
     """List what ran, newest first.
@@ -83,7 +97,7 @@ def runs_command(root: str, limit: int, as_json: bool) -> None:
     """  # noqa: D301
     from ..components.slo.ledger import all_runs
 
-    with _s3():
+    with embedded_s3():
         found = all_runs(root, limit)
     rows = [
         {
@@ -99,17 +113,20 @@ def runs_command(root: str, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    width = max((len(str(row["run"])) for row in rows), default=0) + 2
     for row in rows:
-        click.echo(f"{row['run']:<40}{row['class']:<16}{row['decision']:<12}{row['gpu_hours']:<9.3g}{row['reason']}")
+        line = f"{row['run']:<{width}}{row['class']:<16}{row['decision']:<12}{row['gpu_hours']:<9.3g}{row['reason']}"
+        click.echo(line.rstrip())
     if not rows:
-        click.echo("no runs yet")
+        click.echo(f"no runs under {root} yet")
 
 
 @click.command("report")
 @click.argument("run")
 @ROOT
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to; default: RUN.html.")
-def report_command(run: str, root: str, output: Path | None) -> None:
+@JSON
+def report_command(run: str, root: str, output: Path | None, as_json: bool) -> None:
     """Render a run's page from its documents.
 
     \b
@@ -119,12 +136,11 @@ def report_command(run: str, root: str, output: Path | None) -> None:
     from ..components.report import render
     from ..pipelines.closing import load_page
 
-    with _s3():
-        _, text = find_run(root, run)
-        page = load_page(text, root, run)
+    with embedded_s3():
+        page = load_page(config_of(root, run), root, run)
     target = output or Path(f"{run}.html")
     target.write_text(render(page), encoding="utf-8")
-    click.echo(str(target))
+    click.echo(json.dumps({"report": str(target)}) if as_json else str(target))
 
 
 @click.command("gate")
@@ -132,7 +148,9 @@ def report_command(run: str, root: str, output: Path | None) -> None:
 @ROOT
 @JSON
 def gate_command(run: str, root: str, as_json: bool) -> None:
-    """Decide over a finished run again, with what the ledger knows now; sets no alias.
+    """Decide over a finished run again, with what the ledger knows now. Sets no alias.
+
+    The run's decision is replaced, and what was approved before is to be approved anew. Exit 1 on REJECT, 3 on HOLD.
 
     \b
     Example:
@@ -144,14 +162,19 @@ def gate_command(run: str, root: str, as_json: bool) -> None:
     from ..components.storage import RunStore
     from ..components.training.result import TrainingResult
 
-    with _s3():
-        config, _ = find_run(root, run)
+    with embedded_s3():
+        config = parse_config(config_of(root, run), source=f"the config of run {run}")
         store = RunStore(root, run)
         plan, training = store.find("plan", RunPlan), store.find("training", TrainingResult)
         evaluation = store.find("evaluation", Evaluation)
         if plan is None or training is None or evaluation is None:
             raise NotFoundError(f"run {run} was not evaluated: there is nothing to decide → convergate runs")
         decision = run_gate(config, plan, training, evaluation)
-    click.echo(decision.model_dump_json(indent=2) if as_json else "\n".join(decision.lines()))
+    if as_json:
+        click.echo(decision.model_dump_json(indent=2))
+    else:
+        click.echo("\n".join(decision.lines()))
+        if decision.sets_alias:
+            click.echo(f"Next: `convergate promote {run}`")
     codes = {"REJECT": ExitCode.NEGATIVE, "HOLD": ExitCode.UNDECIDED}
     raise click.exceptions.Exit(codes.get(decision.decision, ExitCode.POSITIVE))

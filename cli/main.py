@@ -1,6 +1,8 @@
 """`convergate`: the entry point, and what every command shares: late loading, one-line errors, exit codes."""
 
 import importlib
+import io
+import os
 import sys
 
 import click
@@ -25,6 +27,8 @@ COMMANDS = {
     "rollback": ("promotion", "Back to the previous champion."),
 }
 """Command: (its module, its line in the help)."""
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, as of every program whose reader has had enough; neither a verdict nor a failure."""
 
 
 class _LateGroup(click.Group):
@@ -47,12 +51,14 @@ class _LateGroup(click.Group):
 
 @click.group(
     cls=_LateGroup,
+    invoke_without_command=True,
     epilog="\b\nExit codes: 0 done and positive, 1 a negative verdict, 2 bad usage or config, 3 nobody can tell yet,\n"
     "4 something outside failed, 130/143 interrupted.",
 )
 @click.version_option(__version__, prog_name="convergate")
 @click.option("--debug", is_flag=True, help="Show the trace of an error.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:  # noqa: ARG001 - `main` takes --debug wherever it stands
     """Retrain a PyTorch model, and promote it only when its schedule, its run and the convergence SLO say so.
 
     \b
@@ -61,35 +67,61 @@ def cli(debug: bool) -> None:
       convergate retrain manifests/configs/digits.yaml
       convergate slo manifests/configs/digits.yaml --json
     """  # noqa: D301 - click's own mark
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(ExitCode.USAGE)
 
 
 def main() -> None:
     """Run the command line; ends the process."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without `✓` gets a `?`, and no trace
     try:
-        code = cli.main(arguments, standalone_mode=False)
-    except click.exceptions.Abort:
-        code = ExitCode.INTERRUPTED
-    except click.exceptions.Exit as ended:
-        code = ended.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = ExitCode.USAGE
-    except ConvergateError as error:
-        if debug:
+        # Not cli.main(): that ends the process with 1, a negative verdict, when a pipe breaks.
+        with cli.make_context("convergate", arguments) as context:
+            code = cli.invoke(context)
+    except Exception as error:
+        if debug and not isinstance(error, click.exceptions.Exit):
             raise
-        click.echo(f"convergate: {error}", err=True)
-        code = error.exit_code
+        code = _explain(error)
     except KeyboardInterrupt:
         click.echo("convergate: interrupted", err=True)
         code = ExitCode.INTERRUPTED
-    except OSError as error:
-        if debug:
-            raise
-        click.echo(f"convergate: {error.filename or 'the system'}: {error.strerror or error}", err=True)
-        code = ExitCode.OUTSIDE
     sys.exit(int(code or 0))
+
+
+def _explain(error: Exception) -> int:
+    """One line for what a user can cause or mend, and its exit code; anything else goes on as it is."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        shown = " ".join(error.format_message().split()).rstrip(".")
+        line, code = f"{shown} → {context.command_path if context else 'convergate'} --help", ExitCode.USAGE
+    elif isinstance(error, ConvergateError):
+        line, code = str(error), error.exit_code
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("convergate"):
+        line, code = f"{error.name} is not installed → pip install 'convergate[all]'", ExitCode.USAGE
+    elif isinstance(error, OSError):
+        _drop_unwritable_output()
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        line = f"{error.filename or 'the system'}: {error.strerror or error}"
+        code = ExitCode.USAGE if error.filename else ExitCode.OUTSIDE
+    else:
+        raise error
+    click.echo(f"convergate: {line}", err=True)
+    return code
+
+
+def _drop_unwritable_output() -> None:
+    """What nobody takes is not offered again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
