@@ -5,4 +5,5 @@
 - `local`: a compiled pipeline under kfp.local, in a process of its own.
 - `servers`: the embedded S3 and MLflow servers.
 - `closing`: the end of a run, whatever happened: its class in the ledger, its report.
+- `exit_codes`: the exit code of a run, from its verdicts or from the error that a step raised.
 """

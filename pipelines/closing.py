@@ -1,19 +1,19 @@
 """The end of a run, whatever happened: its class in the ledger, its report, its mirror in MLflow."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..canary.report import CanaryReport
 from ..components.config import ProblemsError, RunConfig, config_digests, parse_config
 from ..components.config.document import Verdict
+from ..components.config.identity import identity
 from ..components.config.plan import RunPlan
 from ..components.data.report import DataReport
-from ..components.errors import ConvergateError
 from ..components.evaluation.result import Evaluation
 from ..components.promotion.promote import Promotion
 from ..components.report import RunPage, render, render_markdown
 from ..components.slo.decision import Decision, classify
-from ..components.slo.gate import end_record, identity
+from ..components.slo.gate import end_record
 from ..components.slo.ledger import EndRecord, Ledger
 from ..components.storage import RunStore
 from ..components.training.result import TrainingResult
@@ -35,62 +35,95 @@ class ClosedRun:
 def close_run(config_text: str, run_id: str, *, interrupted: bool = False) -> ClosedRun:
     """Write the end once (an earlier one stands), render the report, and mirror the run to MLflow.
 
-    A tracker that fails is logged, and changes nothing.
+    The end comes first, from the documents alone. Curves that cannot be read or drawn, and a tracker that fails, are
+    logged and change nothing.
 
     Raises:
         S3Error: when the ledger or the report cannot be written.
     """
     root, experiment, model, _, _ = identity(config_text)
     store = RunStore(root, run_id)
-    page = load_page(config_text, root, run_id)
-    end = _end(page, store, interrupted)
-    ledger = Ledger(root, experiment, model)
-    if not ledger.close(end):
-        found = ledger.find(run_id)
-        assert found is not None
-        assert found.end is not None
-        end = found.end
-    page = load_page(config_text, root, run_id)
-    html, markdown = render(page), render_markdown(page)
+    page = load_page(config_text, root, run_id, with_trace=False)
+    end = _close(Ledger(root, experiment, model), _end(page, store, interrupted))
+    page = _with_curves(replace(page, end=end), store)
+    html, markdown = _rendered(page), render_markdown(page)
     location = store.prefix / "report.html"
     store.store.write(location, html.encode(), "text/html; charset=utf-8")
     _mirror(config_text, page, end)
     return ClosedRun(end, html, markdown, str(location))
 
 
-def load_page(config_text: str, root: str, run_id: str, *, with_trace: bool = True) -> RunPage:
-    """Everything that a run has left behind so far; the trace of the canary where training has not begun."""
-    from ..components.telemetry import read_trace, read_validations
+def was_cancelled(state: str | None) -> bool:
+    """Whether KFP's final state of a pipeline says that somebody stopped it.
 
+    Backends write CANCELED, CANCELLED or CANCELING. Those that write FAILED leave it to the documents.
+    """
+    return "CANCEL" in (state or "").upper()
+
+
+def _close(ledger: Ledger, end: EndRecord) -> EndRecord:
+    """The end that stands: this one, or an earlier one."""
+    if ledger.close(end):
+        return end
+    found = ledger.find(end.run_id)
+    assert found is not None
+    assert found.end is not None
+    return found.end
+
+
+def load_page(config_text: str, root: str, run_id: str, *, with_trace: bool = True) -> RunPage:
+    """Everything that a run has left behind so far; with its curves, where they can be read."""
     store = RunStore(root, run_id)
     _, experiment, model, _, _ = identity(config_text)
     run = Ledger(root, experiment, model).find(run_id)
-    trace_uri = str(store.prefix / "trace")
-    canary = store.find("canary", CanaryReport)
-    training = store.find("training", TrainingResult)
-    if training is None and canary is not None:
-        trace_uri = canary.trace_uri
-    return RunPage(
+    page = RunPage(
         run_id=run_id,
         config_text=config_text,
         start=run.start if run else None,
         end=run.end if run else None,
         plan=store.find("plan", RunPlan),
         data=store.find("data", DataReport),
-        canary=canary,
-        training=training,
+        canary=store.find("canary", CanaryReport),
+        training=store.find("training", TrainingResult),
         evaluation=store.find("evaluation", Evaluation),
         decision=store.find("decision", Decision),
         promotion=store.find("promotion", Promotion),
-        trace=read_trace(trace_uri) if with_trace else None,
-        validations=read_validations(trace_uri) if with_trace else None,
     )
+    return _with_curves(page, store) if with_trace else page
+
+
+def _with_curves(page: RunPage, store: RunStore) -> RunPage:
+    """The page with the run's trace, the canary's where training left no result, or none where it is damaged."""
+    from ..components.telemetry import read_trace, read_validations
+
+    uri = str(store.prefix / "trace")
+    if page.training is None and page.canary is not None:
+        uri = page.canary.trace_uri
+    try:
+        return replace(page, trace=read_trace(uri), validations=read_validations(uri))
+    except Exception as error:
+        _log.warning("the page is without its curves: %s cannot be read: %s: %s", uri, type(error).__name__, error)
+        return page
+
+
+def _rendered(page: RunPage) -> str:
+    """The page as HTML; without its curves where they cannot be drawn."""
+    try:
+        return render(page)
+    except Exception as error:
+        _log.warning("the page is without its curves: they cannot be drawn: %s: %s", type(error).__name__, error)
+        return render(replace(page, trace=None, validations=None))
 
 
 def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
     started = any(store.store.list(store.prefix / ATTEMPTS_PREFIX))
+    training = page.training
     run_class, reason = classify(
-        training_started=started, training=page.training, evaluation=page.evaluation, interrupted=interrupted
+        training_started=started,
+        training=training,
+        evaluation=page.evaluation,
+        interrupted=interrupted,
+        infrastructure_evidence=training.reason if training is not None and training.failure == "outside" else None,
     )
     if run_class == "rejected":
         reason = stop_reason(page) or reason
@@ -133,8 +166,8 @@ def _mirror(config_text: str, page: RunPage, end: EndRecord) -> None:
         )
     except ProblemsError:
         _log.warning("not mirrored to MLflow: the config is not valid")
-    except ConvergateError as error:
-        _log.warning("not mirrored to MLflow: %s", error)
+    except Exception as error:
+        _log.warning("not mirrored to MLflow: %s: %s", type(error).__name__, error)
 
 
 def _tags(config: RunConfig, page: RunPage, end: EndRecord) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The whole DAG on this machine: embedded servers, the compiled pipeline, and the end of the run whatever happened."""
 
 import contextlib
+import logging
 import shutil
 import signal
 import tempfile
@@ -18,8 +19,11 @@ from ..components.slo.ledger import Ledger
 from ..components.storage import RunStore, S3Location
 from .closing import close_run, load_page, steps, stop_reason
 from .compiling import compile_pipelines
+from .exit_codes import exit_code, last_error
 from .local import run_pipeline
 from .servers import embedded_servers
+
+_log = logging.getLogger(__name__)
 
 
 class TerminatedError(ConvergateError):
@@ -55,8 +59,10 @@ def retrain_here(
 ) -> RunOutcome:
     """Run the DAG; `on_page` sees the run's documents as they appear.
 
+    Whatever is raised here while the pipeline runs, everything was stopped and the run closed before it goes on.
+
     Raises:
-        KeyboardInterrupt: on Ctrl-C, after everything was stopped and the run closed as interrupted.
+        KeyboardInterrupt: on Ctrl-C; the run is closed as interrupted.
         TerminatedError: on SIGTERM, likewise.
         OutsideError: when S3 cannot be reached.
     """
@@ -71,8 +77,9 @@ def retrain_here(
             arguments = {"config": text, "run_id": run_id, "submitter": ""}
             try:
                 run_pipeline(pipeline, arguments, folder, _Watch(store, text, on_page))
-            except (KeyboardInterrupt, TerminatedError):
-                _close_interrupted(config, text, run_id, folder)
+            except BaseException as error:
+                interrupted = isinstance(error, KeyboardInterrupt | TerminatedError)
+                _close(config, text, run_id, folder, interrupted=interrupted)
                 raise
         return _outcome(config, text, run_id, folder, perf_counter() - started, on_page)
 
@@ -109,23 +116,23 @@ def _outcome(
     on_page: Callable[[RunPage], None],
 ) -> RunOutcome:
     """Read back what the pipeline left; close the run where even the exit handler failed."""
-    root = config.storage.uri
+    root, log = config.storage.uri, folder / "pipeline.log"
+    error = last_error(log)
     run = Ledger(root, config.experiment, config.promotion.model).find(run_id)
     if run is None:
-        raise OutsideError(f"run {run_id} was never opened: {last_error(folder)} → see {folder / 'pipeline.log'}")
+        raise OutsideError(f"run {run_id} was never opened: {error.text} → see {log}")
     if run.end is None:
         close_run(text, run_id)
     page = load_page(text, root, run_id, with_trace=False)
     on_page(page)
     report = _fetch_report(config, run_id, folder)
-    code = _exit_code(page)
     reason = stop_reason(page)
     if not reason and page.promotion is None:
-        reason = last_error(folder)
+        reason = error.text
     assert page.end is not None
     return RunOutcome(
         run_id=run_id,
-        exit_code=code,
+        exit_code=exit_code(page, error.exit_code),
         run_class=page.end.run_class,
         decision=page.decision.decision if page.decision else "",
         alias=page.promotion.alias if page.promotion else "",
@@ -138,35 +145,14 @@ def _outcome(
     )
 
 
-def _exit_code(page: RunPage) -> ExitCode:
-    """By the fixed table: an alias set 0, a negative verdict 1, nobody can tell 3, a step that failed 4."""
-    if page.promotion is not None:
-        return ExitCode.POSITIVE
-    if page.decision is not None:
-        if page.decision.sets_alias:
-            return ExitCode.OUTSIDE
-        return ExitCode.UNDECIDED if page.decision.decision == "HOLD" else ExitCode.NEGATIVE
-    verdicts = [verdict for _, verdict, _, _ in steps(page)]
-    if "FAIL" in verdicts:
-        return ExitCode.NEGATIVE
-    return ExitCode.UNDECIDED if "INCONCLUSIVE" in verdicts else ExitCode.OUTSIDE
-
-
-def last_error(folder: Path) -> str:
-    """The last line of the pipeline's log that tells an error of ours, or any error."""
-    log = folder / "pipeline.log"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    ours = [line.strip() for line in lines if "convergate." in line and "Error: " in line]
-    other = [line.strip() for line in lines if "Error: " in line]
-    found = (ours or other or ["a step failed"])[-1]
-    return found.rpartition("Error: ")[2] or found
-
-
-def _close_interrupted(config: RunConfig, text: str, run_id: str, folder: Path) -> None:
-    """kfp.local runs no exit handler when it is interrupted, so the run is closed here."""
-    if Ledger(config.storage.uri, config.experiment, config.promotion.model).find(run_id) is not None:
-        close_run(text, run_id, interrupted=True)
-        _fetch_report(config, run_id, folder)
+def _close(config: RunConfig, text: str, run_id: str, folder: Path, *, interrupted: bool) -> None:
+    """kfp.local runs no exit handler when it is ended, so the run is closed here."""
+    try:
+        if Ledger(config.storage.uri, config.experiment, config.promotion.model).find(run_id) is not None:
+            close_run(text, run_id, interrupted=interrupted)
+            _fetch_report(config, run_id, folder)
+    except Exception as error:  # what is being raised already matters more
+        _log.warning("run %s could not be closed: %s: %s", run_id, type(error).__name__, error)
 
 
 def _fetch_report(config: RunConfig, run_id: str, folder: Path) -> Path:

@@ -17,15 +17,28 @@ from .steps import close_run, stop
 
 RETRIES = 2
 MINUTES = 60
+CONFIG_MAP, FROM_CONFIG_MAP = "convergate", ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+"""The ConfigMap in the run's namespace, and its keys: the variables of every step that reads or writes anything."""
+SECRET, FROM_SECRET = "convergate-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""The same of the Secret. Both are optional: a pod's own role, AWS itself or the images may say it."""
 
 
-def _light(task: dsl.PipelineTask, *, cpu: str = "1", memory: str = "2Gi", minutes: int = 15) -> dsl.PipelineTask:
+def _sized(
+    task: dsl.PipelineTask, *, cpu: str = "1", memory: str = "2Gi", minutes: int = 15, retries: int = RETRIES
+) -> dsl.PipelineTask:
     """A step that needs no GPU: its requests, no cache (it has effects), a few retries, a timeout."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     task.set_caching_options(enable_caching=False)
-    task.set_retry(num_retries=RETRIES, backoff_duration="30s", backoff_factor=2)
+    task.set_retry(num_retries=retries, backoff_duration="30s", backoff_factor=2)
     kubernetes.set_timeout(task, seconds=minutes * MINUTES)
     return task
+
+
+def _light(task: dsl.PipelineTask, *, cpu: str = "1", memory: str = "2Gi") -> dsl.PipelineTask:
+    """A sized step with the environment that leads to S3 and MLflow."""
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in FROM_CONFIG_MAP}, optional=True)
+    kubernetes.use_secret_as_env(task, SECRET, {name: name for name in FROM_SECRET}, optional=True)
+    return _sized(task, cpu=cpu, memory=memory)
 
 
 def _heavy(task: dsl.PipelineTask, *, hours: int, cpu: str = "4", memory: str = "16Gi") -> dsl.PipelineTask:
@@ -37,8 +50,8 @@ def _heavy(task: dsl.PipelineTask, *, hours: int, cpu: str = "4", memory: str = 
 
 
 def _stop(reason: object) -> None:
-    """The red end; without retries, which would only repeat it."""
-    stop(reason=reason).set_caching_options(enable_caching=False).set_display_name("stop: see the reason")
+    """The red end; without retries, which would only repeat it, and without credentials, which it has no use for."""
+    _sized(stop(reason=reason), retries=0).set_display_name("stop: see the reason")
 
 
 def _train_and_decide(config: str, run: object, plan: dsl.PipelineTask) -> None:

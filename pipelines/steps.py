@@ -37,9 +37,8 @@ def close_run(
     """
     from pathlib import Path
 
-    from convergate.pipelines.closing import close_run
+    from convergate.pipelines.closing import close_run, was_cancelled
 
-    state = getattr(status, "state", "") or ""
-    closed = close_run(config, run_id or job_id, interrupted=state.upper() in ("CANCELLED", "CANCELED"))
+    closed = close_run(config, run_id or job_id, interrupted=was_cancelled(getattr(status, "state", None)))
     Path(report.path).write_text(closed.html, encoding="utf-8")
     Path(summary.path).write_text(closed.markdown, encoding="utf-8")

@@ -17,24 +17,29 @@ def validate_config(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str), ("config_digest", str)]):  # type: ignore[valid-type]
     """Check a run config before anything is paid for, and derive the run's plan.
 
+    Warnings leave the verdict at PASS. Of a text that is no config of the schema, the plan has every problem and no
+    digests. The plan is also stored as `plan.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
         run_id: The run's id, from open_run.
-        plan: The RunPlan: digests, derived seed, problems.
+        plan: The RunPlan as JSON: both digests, the seed derived from run_id, steps, problems.
         summary: The problems, for the UI.
 
     Returns:
-        verdict: PASS or FAIL; reason: the first error; config_digest: SHA-256 of what influences the weights.
+        verdict: PASS, or FAIL when the text is no valid config or preflight finds an error.
+        reason: The first error.
+        config_digest: SHA-256 of what influences the weights, without the seed; 64 hex digits. Empty where the config
+            is not valid.
     """
     from pathlib import Path
 
-    from convergate.components.config import parse_config
-    from convergate.components.config.plan import make_plan
+    from convergate.components.config.identity import identity
+    from convergate.components.config.plan import plan_run
     from convergate.components.storage import RunStore
 
-    parsed = parse_config(config)
-    document = make_plan(parsed, run_id)
-    RunStore(parsed.storage.uri, run_id).put("plan", document)
+    document = plan_run(config, run_id)
+    RunStore(identity(config).root, run_id).put("plan", document)
     Path(plan.path).write_bytes(document.to_json())
     Path(summary.path).write_text(document.to_markdown())
     return document.verdict, document.reason, document.training_digest

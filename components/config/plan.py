@@ -8,12 +8,15 @@ from pydantic import Field
 
 from .digest import config_digests, derive_seed
 from .document import Document, Verdict
+from .identity import identity
+from .loading import parse_config
 from .models import RunConfig
 from .preflight import Facts, preflight
+from .problems import Problem, ProblemsError
 
 
 class RunPlan(Document):
-    """A validated config with everything that is derived from it."""
+    """A validated config with everything that is derived from it; of a config that is not valid, what is wrong."""
 
     verdict: Verdict
     problems: list[str] = Field(default_factory=list)
@@ -22,6 +25,7 @@ class RunPlan(Document):
     experiment: str
     model: str
     training_digest: str
+    """Empty where the config is not valid, and so are the next two."""
     policy_digest: str
     seed: str
     """The run's derived 32-bit seed, in decimal; a string since KFP numbers are doubles."""
@@ -48,7 +52,36 @@ class RunPlan(Document):
             "steps": self.total_steps,
             "commit": self.commit,
         }
-        return "\n".join([*lines, *(f"- {name}: `{value}`" for name, value in facts.items())]) + "\n"
+        return "\n".join([*lines, *(f"- {name}: `{value}`" for name, value in facts.items() if value)]) + "\n"
+
+
+def plan_run(config_text: str, run_id: str) -> RunPlan:
+    """The plan of a config's text; a text that is no valid config gets FAIL, with every problem.
+
+    Raises:
+        UserError: when the text does not even name an experiment and a model.
+    """
+    try:
+        return make_plan(parse_config(config_text), run_id)
+    except ProblemsError as error:
+        problems = error.problems
+    named = identity(config_text)
+    return RunPlan(
+        run_id=run_id,
+        summary=f"{len(problems)} problem{'s' * (len(problems) > 1)}",
+        verdict="FAIL",
+        problems=[_line(problem) for problem in problems],
+        num_checks=0,
+        experiment=named.experiment,
+        model=named.model,
+        training_digest="",
+        policy_digest="",
+        seed="",
+        total_steps=None,
+        world_size=0,
+        commit=_commit(),
+        image=os.environ.get("CONVERGATE_IMAGE"),
+    )
 
 
 def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> RunPlan:
@@ -65,7 +98,7 @@ def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> Run
         seconds=perf_counter() - started,
         summary=f"{found.num_checks} checks" + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""),
         verdict="FAIL" if found.errors else "PASS",
-        problems=[f"{problem.level}: {' '.join(problem.lines(0).split())}" for problem in found.problems],
+        problems=[_line(problem) for problem in found.problems],
         num_checks=found.num_checks,
         experiment=config.experiment,
         model=config.promotion.model,
@@ -77,6 +110,10 @@ def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> Run
         commit=_commit(),
         image=os.environ.get("CONVERGATE_IMAGE"),
     )
+
+
+def _line(problem: Problem) -> str:
+    return f"{problem.level}: {problem.line}"
 
 
 def _commit() -> str | None:

@@ -17,14 +17,18 @@ def validate_data(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Hold the task's table against its expectations: shape, ranges, nulls, labels, duplicates, overlap of splits.
 
+    The table is that of the config's `task.factory`, which has to be importable where the step runs. The report is
+    also stored as `data.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
         run_id: The run's id.
-        report: The DataReport, with the data's digest.
+        report: The DataReport as JSON: every expectation with the rows that fail it, and the data's digest.
         summary: The expectations, for the UI.
 
     Returns:
-        verdict: PASS or FAIL; reason: the first failed expectation with its rows.
+        verdict: PASS, or FAIL when an expectation does not hold or the task gives no table.
+        reason: The first failed expectation with its rows.
     """
     from pathlib import Path
 

@@ -35,7 +35,7 @@ class DataReport(Document):
     rows_by_split: dict[str, int]
     classes_by_split: dict[str, dict[str, int]]
     data_digest: str
-    """SHA-256 over the table's columns, types and values."""
+    """SHA-256 over the table's columns, types and values; empty where the task gave no table."""
     snapshot: str | None = None
 
     @property
@@ -54,18 +54,20 @@ class DataReport(Document):
             "| expectation | verdict | observed | reason |",
             "|---|---|---|---|",
         ]
-        return "\n".join([*head, *rows, "", f"data digest `{self.data_digest}`"]) + "\n"
+        digest = ["", f"data digest `{self.data_digest}`"] if self.data_digest else []
+        return "\n".join([*head, *rows, *digest]) + "\n"
 
 
 def data_digest(table: "pd.DataFrame") -> str:
     """SHA-256 over column names, types and values in row order; the same in every process."""
+    import numpy as np
+
     digest = hashlib.sha256()
-    for name in table.columns:
-        column = table[name]
-        digest.update(f"{name}:{column.dtype}:{len(column)}\n".encode())
-        values = column.to_numpy()
-        if values.dtype.kind in "biuf":
+    for name, column in table.items():
+        digest.update(f"{name!r}:{column.dtype}:{len(column)}\n".encode())
+        values = column.to_numpy() if isinstance(column.dtype, np.dtype) else None
+        if values is not None and values.dtype.kind in "biuf":
             digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
         else:
-            digest.update("\x1f".join(map(repr, column.tolist())).encode())
+            digest.update("".join(f"{value!r}\n" for value in column).encode(errors="surrogatepass"))
     return digest.hexdigest()

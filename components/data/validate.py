@@ -4,13 +4,14 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from textwrap import shorten
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..config.preflight import Facts, preflight
-from ..errors import UserError
+from ..errors import OutsideError, UserError
 from ..storage import RunStore
 from ..task import TableSpec, load_task
 from .expectations import Expectation, derive, suite
@@ -20,35 +21,64 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_ROWS = 10
+SHOWN_CHARACTERS = 300
 
 
 def validate_data(config: RunConfig, run_id: str) -> DataReport:
     """Validate the table of the config's task; stores and returns the report.
 
-    Preflight is repeated here, where the number of training samples is known.
+    Preflight is repeated here, where the number of training samples is known. A task that cannot be loaded or gives
+    no table fails the report's only expectation.
 
     Raises:
-        UserError: when the task cannot be loaded, or gives no table.
+        OutsideError: when S3 cannot be reached, also by the task.
     """
     started = perf_counter()
-    task = load_task(config.task)
     try:
-        table = task.table()
-    except Exception as error:
-        raise UserError(
-            f"task.factory = {config.task.factory}: table() failed: {type(error).__name__}: {error}"
-        ) from error
-    report = validate_table(table, task.table_spec(), run_id, config.data.snapshot)
-    size = _size_problems(config, report)
-    report = report.model_copy(
-        update={
-            "expectations": [*report.expectations, *size],
-            "verdict": "FAIL" if size else report.verdict,
-            "seconds": perf_counter() - started,
-        }
-    )
+        table, spec = _table(config)
+    except UserError as error:
+        report = _without_table(run_id, config, str(error))
+    else:
+        report = validate_table(table, spec, run_id, config.data.snapshot)
+        problems = _size_problems(config, report)
+        report = report.model_copy(update=_conclusion(len(table), [*report.expectations, *problems]))
+    report = report.model_copy(update={"seconds": perf_counter() - started})
     RunStore(config.storage.uri, run_id).put("data", report)
     return report
+
+
+def _table(config: RunConfig) -> "tuple[pd.DataFrame, TableSpec]":
+    """What the task gives, refused where it is something else."""
+    import pandas as pd
+
+    task, where = load_task(config.task), f"task.factory = {config.task.factory}"
+    found: list[Any] = []
+    for method, kind in ((task.table, pd.DataFrame), (task.table_spec, TableSpec)):
+        try:
+            answer = method()
+        except OutsideError:
+            raise
+        except Exception as error:
+            cause = shorten(f"{type(error).__name__}: {error}", SHOWN_CHARACTERS, placeholder=" …")
+            raise UserError(f"{where}: {method.__name__}() failed: {cause}") from error
+        if not isinstance(answer, kind):
+            raise UserError(f"{where}: {method.__name__}() gave a {type(answer).__name__} → return a {kind.__name__}")
+        found.append(answer)
+    return found[0], found[1]
+
+
+def _without_table(run_id: str, config: RunConfig, reason: str) -> DataReport:
+    return DataReport(
+        run_id=run_id,
+        summary=f"no table: {reason}",
+        verdict="FAIL",
+        expectations=[ExpectationResult(name="the task gives a table", passed=False, observed="none", reason=reason)],
+        num_rows=0,
+        rows_by_split={},
+        classes_by_split={},
+        data_digest="",
+        snapshot=config.data.snapshot,
+    )
 
 
 def validate_table(table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot: str | None = None) -> DataReport:
@@ -60,39 +90,51 @@ def validate_table(table: "pd.DataFrame", spec: TableSpec, run_id: str, snapshot
     digest = data_digest(table)
     if snapshot is not None:
         results.append(_snapshot(digest, snapshot))
-    failed = [result for result in results if not result.passed]
-    summary = f"{len(table):,} rows, {len(results)} expectations"
-    if failed:
-        summary += f", {len(failed)} failed: {failed[0].name}: {failed[0].reason}"
     return DataReport(
         run_id=run_id,
-        summary=summary,
-        verdict="FAIL" if failed else "PASS",
-        expectations=results,
+        **_conclusion(len(table), results),
         num_rows=len(table),
-        rows_by_split=_counts(table, spec.split),
-        classes_by_split=_classes(table, spec),
+        rows_by_split=_counts(table[spec.split]) if shape.passed else {},
+        classes_by_split=_classes(table, spec) if shape.passed and spec.classes else {},
         data_digest=digest,
         snapshot=snapshot,
     )
 
 
+def _conclusion(num_rows: int, results: list[ExpectationResult]) -> dict[str, Any]:
+    """The expectations with the verdict and summary over them all."""
+    failed = [result for result in results if not result.passed]
+    summary = f"{num_rows:,} rows, {len(results)} expectations"
+    if failed:
+        summary += f", {len(failed)} failed: {failed[0].name}: {failed[0].reason}"
+    return {"expectations": results, "verdict": "FAIL" if failed else "PASS", "summary": summary}
+
+
 def _shape(table: "pd.DataFrame", spec: TableSpec) -> ExpectationResult:
     """Columns are there and features are numbers: what every other expectation needs."""
-    wanted = [*spec.features, spec.label, spec.split]
+    numeric = [*spec.features, spec.label]
+    wanted = [*numeric, spec.split]
     missing = [name for name in wanted if name not in table.columns]
-    present = [name for name in spec.features if name in table.columns]
-    text = [name for name in present if table[name].dtype.kind not in "biuf"]
+    repeated = list(table.columns[table.columns.duplicated()].unique().intersection(wanted))
     reason = ""
-    if missing:
-        reason = f"columns are missing: {', '.join(missing[:SHOWN_ROWS])}"
-    elif text:
-        reason = f"columns are not numeric: {', '.join(f'{name} is {table[name].dtype}' for name in text[:SHOWN_ROWS])}"
+    if not spec.features:
+        reason = "table_spec() names no features"
+    elif missing:
+        reason = f"columns are missing: {_some(missing)}"
+    elif repeated:
+        reason = f"columns stand more than once: {_some(repeated)}"
+    elif text := [f"{name} is {table[name].dtype}" for name in numeric if table[name].dtype.kind not in "biuf"]:
+        reason = f"columns are not numeric: {_some(text)}"
     elif table.empty:
         reason = "the table is empty"
     return ExpectationResult(
         name="columns and types", passed=not reason, observed=f"{len(table.columns)} columns", reason=reason
     )
+
+
+def _some(things: Sequence[object]) -> str:
+    """The first of them, with an ellipsis for the rest."""
+    return ", ".join(map(str, things[:SHOWN_ROWS])) + (", …" if len(things) > SHOWN_ROWS else "")
 
 
 def _run_suite(derived: "pd.DataFrame", expectations: list[Expectation]) -> list[ExpectationResult]:
@@ -121,18 +163,19 @@ def _key(configuration: Any) -> tuple[str, str]:
 
 
 def _result(expectation: Expectation, answer: Any) -> ExpectationResult:
+    """An answer in our words: about rows, about values that are missing, or about the whole table."""
     result = answer.result
-    rows = [int(row) for row in result.get("unexpected_index_list") or []]
+    rows, absent = result.get("unexpected_index_list") or [], result.get("partial_missing_list")
     count = int(result.get("unexpected_count") or 0)
-    observed = (
-        f"{count} of {result['element_count']} rows" if "element_count" in result else str(result.get("observed_value"))
-    )
-    reason = ""
-    if not answer.success:
-        reason = expectation.reason
-        if rows:
-            shown = ", ".join(map(str, rows[:SHOWN_ROWS]))
-            reason += f" in {count} rows: {shown}{', …' if count > SHOWN_ROWS else ''}"
+    reason = "" if answer.success else expectation.reason
+    if "element_count" in result:
+        observed = f"{count} of {result['element_count']} rows"
+        reason += f" in {count} row{'s' if count > 1 else ''}: {_some(rows)}" if reason else ""
+    elif absent is not None:
+        observed = f"{result['missing_count']} missing"
+        reason += f": {_some(sorted(absent))}" if reason else ""
+    else:
+        observed = str(result["observed_value"])
     return ExpectationResult(
         name=expectation.name,
         passed=bool(answer.success),
@@ -150,8 +193,8 @@ def _snapshot(digest: str, snapshot: str) -> ExpectationResult:
 
 
 def _size_problems(config: RunConfig, report: DataReport) -> list[ExpectationResult]:
-    """Preflight's errors that only the data's size shows."""
-    found = preflight(config, Facts(num_train_samples=report.rows_by_split.get("train", 0)))
+    """Preflight's errors that only the data's size shows; none where the training split itself is missing."""
+    found = preflight(config, Facts(num_train_samples=report.rows_by_split.get("train")))
     return [
         ExpectationResult(
             name=problem.path,
@@ -163,16 +206,12 @@ def _size_problems(config: RunConfig, report: DataReport) -> list[ExpectationRes
     ]
 
 
-def _counts(table: "pd.DataFrame", column: str) -> dict[str, int]:
-    if column not in table.columns:
-        return {}
-    return {str(name): int(count) for name, count in table[column].value_counts().items()}
+def _counts(column: "pd.Series[Any]") -> dict[str, int]:
+    return {str(name): int(count) for name, count in column.value_counts().items()}
 
 
 def _classes(table: "pd.DataFrame", spec: TableSpec) -> dict[str, dict[str, int]]:
-    if not spec.classes or spec.label not in table.columns or spec.split not in table.columns:
-        return {}
-    return {str(split): _counts(rows, spec.label) for split, rows in table.groupby(spec.split)}
+    return {str(split): _counts(rows[spec.label]) for split, rows in table.groupby(spec.split)}
 
 
 @contextlib.contextmanager

@@ -152,14 +152,15 @@ def slo_intervals(standing: Standing) -> str:
 
 
 def plot_schedule(schedule: Schedule, path: Path) -> None:
-    """Write a picture of a schedule as PNG or SVG; the file's suffix decides.
+    """Write a picture of a schedule as SVG, PNG or PDF; the file's suffix decides.
 
     Raises:
         UserError: for another suffix, or a path that cannot be written.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise UserError(f"{path}: the suffix {suffix or 'is missing and'} says no known picture → FILE.png or FILE.svg")
+    if suffix not in (".svg", ".png", ".pdf"):
+        cause = f"the suffix {suffix} says no known picture" if suffix else "there is no suffix"
+        raise UserError(f"{path}: {cause} → FILE.svg, FILE.png or FILE.pdf")
     with style():
         figure = new_figure(HEIGHT + 0.3)
         axes = figure.add_subplot()
@@ -168,7 +169,7 @@ def plot_schedule(schedule: Schedule, path: Path) -> None:
         step_axis(axes)
         value_axis(axes)
         axes.set_title("learning rate, planned", loc="left", fontsize=10)
-        metadata = {"Date": None} if suffix == ".svg" else None
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
         try:
             figure.savefig(path, dpi=160, facecolor=COLOURS["paper"], metadata=metadata)
         except OSError as error:

@@ -133,7 +133,8 @@ def _learning_rate(page: RunPage, schedule: Schedule | None, marks: list[series.
     trace = page.trace if page.trace is not None and not page.trace.empty else None
     svg = plots.learning_rate(trace, schedule, marks)
     if trace is None:
-        return Figure("Learning rate", svg, "As planned; no update was applied.")
+        applied = "no update was applied" if page.training is None else "there is no trace of what was applied"
+        return Figure("Learning rate", svg, f"As planned; {applied}.")
     off = series.deviation(trace)
     if off is not None:
         return Figure("Learning rate", svg, f"{off.line}.", bad=True)

@@ -10,14 +10,16 @@ from ..images import LIGHT_IMAGE
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
 def open_run(config: str, run_id: str, job_id: str, kind: str, submitter: str) -> str:
-    """Record the start of a run in the ledger.
+    """Record the start of a run in the ledger, and keep its config as `config.yaml` in the run's prefix.
+
+    A run that is open already stays as it is, so a retried step is the same run.
 
     Args:
         config: The run config, as YAML text.
         run_id: The run's id; empty takes the pipeline job's.
-        job_id: The pipeline job's id.
+        job_id: The pipeline job's id: `dsl.PIPELINE_JOB_ID_PLACEHOLDER`.
         kind: retrain, canary or sweep.
-        submitter: Who started it.
+        submitter: Who started it; empty takes the process's user.
 
     Returns:
         The run's id.
@@ -40,18 +42,22 @@ def gate(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Decide by the convergence SLO: REJECT, HOLD, CHALLENGER or PROMOTE.
 
+    It reads the ledger of the config's experiment and model; the run itself is counted. The decision is also stored
+    as `decision.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
         run_id: The run's id.
-        plan: The RunPlan of validate_config.
-        training: The TrainingResult.
-        evaluation: The Evaluation of the candidate.
-        decision: The decision document, signed where a key is configured.
-        summary: Every check and SLI, for the UI.
-        metrics: The convergence rate of the window.
+        plan: The RunPlan of validate_config, as JSON.
+        training: The TrainingResult of train, as JSON.
+        evaluation: The Evaluation of evaluate, as JSON.
+        decision: The Decision as JSON, signed where CONVERGATE_DECISION_KEY names a key file.
+        summary: Checks, SLO and reasons, for the UI.
+        metrics: Runs counted and runs converged in the window.
 
     Returns:
-        verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), else FAIL; reason: of the decision.
+        verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), else FAIL.
+        reason: Of the decision.
     """
     from pathlib import Path
 

@@ -5,11 +5,8 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import cast, get_args
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from ..config import ProblemsError, RunConfig, config_digests, parse_config
-from ..config.models import Name, S3Uri, StorageConfig
+from ..config import RunConfig
+from ..config.identity import identity
 from ..config.plan import RunPlan
 from ..errors import UserError
 from ..evaluation.result import Evaluation
@@ -18,11 +15,6 @@ from ..training.result import TrainingResult
 from .decision import Decision, classify, decide
 from .ledger import DEADLINE, EndRecord, Ledger, RunKind, StartRecord
 from .standing import take_standing
-
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
-_URI: TypeAdapter[str] = TypeAdapter(S3Uri)
-_UNNAMED = (yaml.YAMLError, ValidationError, ValueError, RecursionError, KeyError, TypeError, AttributeError)
-"""What YAML without these names may raise on the way to them."""
 
 
 def open_run(config_text: str, run_id: str, kind: str = "retrain", submitter: str = "") -> StartRecord:
@@ -56,38 +48,6 @@ def open_run(config_text: str, run_id: str, kind: str = "retrain", submitter: st
     opened = Ledger(root, experiment, model).open(start)
     store.store.write(store.prefix / "config.yaml", config_text.encode(), "application/yaml")
     return opened
-
-
-def identity(config_text: str) -> tuple[str, str, str, str, tuple[str, str]]:
-    """Root, experiment, model, team and digests, of a valid config or of whatever YAML names them.
-
-    The digests of a config that is not valid are empty.
-
-    Raises:
-        UserError: when the text names no experiment or model by which a run could be counted.
-    """
-    try:
-        config = parse_config(config_text)
-    except ProblemsError:
-        return *_names(config_text), ("", "")
-    digests = config_digests(config)
-    names = (config.storage.uri, config.experiment, config.promotion.model, config.owner.team)
-    return *names, (digests.training, digests.policy)
-
-
-def _names(config_text: str) -> tuple[str, str, str, str]:
-    """Root, experiment, model and team, whatever else is wrong with the text."""
-    try:
-        raw = yaml.safe_load(config_text)
-        experiment, model = (
-            _NAME.validate_python(str(name)) for name in (raw["experiment"], raw["promotion"]["model"])
-        )
-        root = _URI.validate_python((raw.get("storage") or {}).get("uri", StorageConfig().uri))
-        owner = raw.get("owner")
-    except _UNNAMED as error:
-        raise UserError("the config names no experiment and promotion.model → convergate validate CONFIG") from error
-    team = owner.get("team") if isinstance(owner, dict) else None
-    return root, experiment, model, str(team or "")
 
 
 def _user() -> str:

@@ -33,6 +33,8 @@ class Folder:
     """A user's folder, and what it takes to run convergate in it."""
 
     path: Path
+    variables: dict[str, str]
+    """Of every command, unless it gives others; `MLFLOW_TRACKING_URI=""` starts the embedded server."""
 
     def config(self, name: str = "run.yaml", *, task: str = DIGITS, lr0: float = 0.1, clip: str = "1.0") -> str:
         (self.path / name).write_text(CONFIG.format(task=task, lr0=lr0, clip=clip))
@@ -42,10 +44,11 @@ class Folder:
         return subprocess.Popen(
             [sys.executable, "-m", "convergate.cli.main", *arguments],
             cwd=self.path,
-            env={**os.environ, **variables},
+            env={**os.environ, **self.variables, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # as a shell does, so that a test can press Ctrl-C
         )
 
     def run(self, *arguments: str, timeout: float = 240, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -64,5 +67,5 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return Folder(tmp_path_factory.mktemp("user"))
+def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_environment: dict[str, str]) -> Folder:
+    return Folder(tmp_path_factory.mktemp("user"), mlflow_environment)

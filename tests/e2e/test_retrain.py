@@ -19,7 +19,7 @@ WHOLE = [
 
 @pytest.fixture(scope="module")
 def passing(folder: Any) -> dict[str, Any]:
-    done = folder.run("retrain", folder.config(), "--json")
+    done = folder.run("retrain", folder.config(), "--json", MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr + done.stdout
     outcome: dict[str, Any] = json.loads(done.stdout)
     return outcome
@@ -89,6 +89,17 @@ def test_runs_slo_and_gate_know_it(folder: Any, passing: dict[str, Any]) -> None
     gate = folder.run("gate", passing["run_id"])
     assert gate.returncode == 0
     assert "CHALLENGER" in gate.stdout
+
+
+def test_a_config_that_fails_preflight_is_stopped_first(folder: Any) -> None:
+    config = folder.path / folder.config("fp16.yaml")
+    config.write_text(config.read_text().replace("batch_size: 64", "batch_size: 64, precision: fp16"))
+    done = folder.run("retrain", config.name)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert "training.precision = fp16" in done.stdout.splitlines()[-1]
+    newest = folder.json("runs")[0]
+    assert newest["class"] == "rejected"
+    assert folder.executed(newest["run"]) == ["open-run", "validate-config", "stop", "close-run"]
 
 
 def test_a_config_that_cannot_converge_is_stopped_by_the_canary(folder: Any, passing: dict[str, Any]) -> None:
@@ -169,7 +180,7 @@ def test_s3_that_cannot_be_reached_is_named_in_time(folder: Any) -> None:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_stops_everything_and_says_so(folder: Any, signum: int, code: int) -> None:
     """Ctrl-C in the middle: nothing that was started lives on, and the ledger knows."""
-    process = folder.start("retrain", folder.config())
+    process = folder.start("retrain", folder.config(), MLFLOW_TRACKING_URI="")
     assert process.stdout is not None
     for line in process.stdout:
         if "validate data" in line:

@@ -95,7 +95,9 @@ def test_single_step(runs):
         parse(svg)
 
 
-@pytest.mark.parametrize(("name", "start"), [("lr.png", b"\x89PNG\r\n\x1a\n"), ("lr.SVG", b"<?xml")])
+@pytest.mark.parametrize(
+    ("name", "start"), [("lr.png", b"\x89PNG\r\n\x1a\n"), ("lr.SVG", b"<?xml"), ("lr.pdf", b"%PDF-1.")]
+)
 def test_schedule_is_written(tmp_path, name, start):
     plot_schedule(SCHEDULE, tmp_path / name)
     written = (tmp_path / name).read_bytes()
@@ -103,9 +105,9 @@ def test_schedule_is_written(tmp_path, name, start):
     assert len(written) > 3000
 
 
-@pytest.mark.parametrize("name", ["lr.pdf", "lr"])
+@pytest.mark.parametrize("name", ["lr.gif", "lr"])
 def test_other_suffix_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=r"FILE\.png or FILE\.svg"):
+    with pytest.raises(UserError, match=r"→ FILE\.svg, FILE\.png or FILE\.pdf"):
         plot_schedule(SCHEDULE, tmp_path / name)
     assert not list(tmp_path.iterdir())
 

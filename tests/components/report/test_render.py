@@ -142,7 +142,7 @@ def test_nothing_but_an_id():
 
 def test_empty_trace_is_no_trace(runs):
     page = runs.passing(trace=runs.make_trace(5).iloc[:0], validations=runs.make_validations().iloc[:0])
-    assert "As planned; no update was applied." in Page(render(page)).plain
+    assert "As planned; there is no trace of what was applied." in Page(render(page)).plain
 
 
 @pytest.mark.parametrize(("steps", "ranks"), [(400, 2), (50_000, 2), (12_500, 8)])

@@ -9,7 +9,7 @@ import yaml
 from convergate.components.config import RunConfig, config_digests, parse_config
 from convergate.components.errors import UserError
 from convergate.components.slo import Decision, EndRecord, Ledger, find_run
-from convergate.components.slo.gate import identity, open_run, run_gate
+from convergate.components.slo.gate import open_run, run_gate
 from convergate.components.storage import RunStore
 
 
@@ -68,11 +68,6 @@ def test_a_config_that_is_wrong_is_opened_without_digests(s3: str, make: SimpleN
 def test_a_text_by_which_no_run_can_be_counted_is_the_users_error(text: str) -> None:
     with pytest.raises(UserError, match="names no experiment"):
         open_run(text, "run-1")
-
-
-def test_a_wrong_config_still_has_its_names() -> None:
-    text = "{experiment: 2026, promotion: {model: net}, owner: {team: null}, storage: null}"
-    assert identity(text) == ("s3://convergate", "2026", "net", "", ("", ""))
 
 
 def test_a_kind_that_is_none_is_the_users_error(make: SimpleNamespace) -> None:
