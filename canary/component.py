@@ -18,15 +18,19 @@ def canary(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Run the first steps of the real schedule, the compressed schedule, and a kill -9 with a restore.
 
+    Both run on the real data, in processes that torchrun starts on the step's machine. The report is also stored as
+    `canary.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
-        plan: The RunPlan of validate_config.
-        report: The CanaryReport: every check with its figure, threshold and reason.
+        plan: The RunPlan of validate_config, as JSON.
+        report: The CanaryReport as JSON: every check with its figure, threshold and reason.
         summary: The checks, for the UI.
         metrics: Projected time and cost of the full run.
 
     Returns:
-        verdict: PASS, FAIL or INCONCLUSIVE; reason: of the first check that did not pass.
+        verdict: PASS, FAIL, or INCONCLUSIVE when something outside failed.
+        reason: Of the first check that did not pass.
     """
     from pathlib import Path
 

@@ -19,16 +19,20 @@ def evaluate(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Measure the candidate on the test split, against its target and against the champion on the same samples.
 
+    The checkpoint is verified before it is loaded. The evaluation is also stored as `evaluation.json` in the run's
+    prefix.
+
     Args:
         config: The run config, as YAML text.
-        training: The TrainingResult.
-        champion: The champion's uri and digest, from find_champion; both empty where there is none.
-        evaluation: The Evaluation.
+        training: The TrainingResult of train, as JSON.
+        champion: JSON with the champion's uri and digest, from find_champion; both empty where there is none.
+        evaluation: The Evaluation as JSON: every metric, the 95 % interval of the configured one, the checks.
         summary: Its checks, for the UI.
         metrics: The test metrics, finite ones only: KFP fails on NaN.
 
     Returns:
-        verdict: PASS, FAIL or INCONCLUSIVE; reason: of the first check that did not pass.
+        verdict: PASS, FAIL, or INCONCLUSIVE when the champion cannot be measured.
+        reason: Of the first check that did not pass.
     """
     import json
     import math

@@ -12,9 +12,11 @@ from ..images import LIGHT_IMAGE, TORCH_IMAGE
 def find_champion(config: str, champion: Output[Artifact]) -> str:
     """Look up the champion that the candidate has to stand against.
 
+    It reads the champion record on S3, which is the truth; the registry's alias follows it.
+
     Args:
         config: The run config, as YAML text.
-        champion: Its uri and digest; both empty where there is none yet.
+        champion: JSON with its uri and digest; both empty where there is none yet.
 
     Returns:
         The champion's uri, or nothing.
@@ -42,15 +44,20 @@ def promote(
 ) -> NamedTuple("Outputs", [("alias", str), ("version", str)]):  # type: ignore[valid-type]
     """Register the candidate and set the alias that the decision allows.
 
+    The checkpoint is copied to a release prefix and logged as a self-contained MLflow model. Repeated, the step
+    changes nothing. The promotion is also stored as `promotion.json` in the run's prefix.
+
     Args:
         config: The run config, as YAML text.
         run_id: The run's id.
-        decision: The decision of gate.
-        promotion: What was set where.
+        decision: The Decision of gate, as JSON; REJECT and HOLD fail the step, and where CONVERGATE_DECISION_KEY
+            names a key file a wrong signature does.
+        promotion: The Promotion as JSON: model, version, alias, released checkpoint, audit record.
         summary: The same, for the UI.
 
     Returns:
-        alias: challenger, or the champion's; version: of the registered model.
+        alias: `challenger`, or the config's `promotion.alias`.
+        version: Of the registered model.
     """
     from pathlib import Path
 
