@@ -68,7 +68,8 @@ def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable
             start_new_session=True,
         )
         with _forwarding(process) as received:
-            tail = _follow(process, on_line)
+            # Once interrupted, the agent has only its own trace to tell.
+            tail = _follow(process, lambda line: None if received else on_line(line))
             code = process.wait()
         if received:
             raise InterruptedRunError(received[0])
