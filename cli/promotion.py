@@ -115,6 +115,7 @@ def _what_would_be(root: str, run: str) -> dict[str, Any]:
     """What an approval would promote, and instead of what."""
     from ..components.promotion.approval import find_approval
     from ..components.promotion.champion import read_champion
+    from ..components.promotion.promote import knew_champion
 
     config, decision, evaluation = _decided(root, run)
     record = read_champion(config.storage.uri, config.promotion.model)
@@ -129,7 +130,7 @@ def _what_would_be(root: str, run: str) -> dict[str, Any]:
         "slo": {"verdict": decision.standing.verdict, "line": decision.standing.line},
         "metric": evaluation.model_dump(include={"metric", "value", "low", "high", "target", "champion_value"}),
         "champion": champion.model_dump() if champion else None,
-        "measured_against_champion": champion is None or champion.uri == decision.champion_uri,
+        "measured_against_champion": knew_champion(decision, record),
         "approval": approval.model_dump(mode="json") if approval else None,
     }
 

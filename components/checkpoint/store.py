@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..storage import S3Error, S3Location, S3Store
+from ..storage import S3Error, S3Location, S3NotFoundError, S3Store
 from .manifest import MANIFEST_NAME, CheckpointError, Manifest, StoredObject, StoredTensor, manifest_digest
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ class CheckpointStore:
     def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[CheckpointRef]:
         """Delete all but the newest `keep_last` and the best `keep_best` by a validation metric.
 
-        The manifest goes first, so that half a deletion is no checkpoint. One that cannot be deleted, or is not what
-        its manifest says, is left, with a warning. Returns what was deleted.
+        The manifest goes first, so that half a deletion is no checkpoint. One that cannot be deleted, or cannot be
+        compared with the others, is left, with a warning. Returns what was deleted.
         """
         refs = self.committed()
-        best = self._best(refs, metric, mode)[:keep_best] if keep_best else []
+        best = self._best(refs, keep_best, metric, mode) if keep_best else []
         deleted = []
         for ref in refs:
             if ref in refs[:keep_last] or ref in best:
@@ -155,19 +155,20 @@ class CheckpointStore:
                 _log.warning("a checkpoint beyond retention stays: %s", error)
         return deleted
 
-    def _best(self, refs: list[CheckpointRef], metric: str, mode: str) -> list[CheckpointRef]:
-        """Those that have the metric, the best first; of equal ones the newest."""
+    def _best(self, refs: list[CheckpointRef], num: int, metric: str, mode: str) -> list[CheckpointRef]:
+        """The best `num` of those that have the metric, of equal ones the newest; and those that may be better."""
         sign = -1 if mode == "max" else 1
-        scored = []
+        scored, unknown = [], []
         for ref in refs:
             try:
                 value = read_manifest(ref.uri)[0].metrics.get(metric, math.nan)
             except (CheckpointError, S3Error) as error:
-                _log.warning("a checkpoint cannot be compared: %s", error)
+                _log.warning("a checkpoint that cannot be compared stays: %s", error)
+                unknown.append(ref)
                 continue
             if not math.isnan(value):
                 scored.append((sign * value, ref))
-        return [ref for _, ref in sorted(scored, key=lambda pair: pair[0])]
+        return [ref for _, ref in sorted(scored, key=lambda pair: pair[0])[:num]] + unknown
 
     def _delete(self, ref: CheckpointRef) -> None:
         self._store.delete(ref.prefix / MANIFEST_NAME)
@@ -200,7 +201,6 @@ def verify(uri: str, digest: str | None = None) -> Manifest:
     Raises:
         CheckpointError: when an object is missing, or differs.
     """
-    from ..storage import S3NotFoundError
     from .dcp_storage import read_verified
 
     manifest, _ = read_manifest(uri, digest)
@@ -218,9 +218,12 @@ def restore(
     """Load tensors: into those of `into`, resharded, or all whose name starts with `only`, whole and on the CPU.
 
     Raises:
-        CheckpointError: when the manifest's SHA-256 is not `digest`, or an object differs from the manifest.
+        CheckpointError: when the manifest's SHA-256 is not `digest`, or an object is missing or differs from the
+            manifest.
+        S3Error: when there is no manifest, or S3 fails; that is never taken for a damaged checkpoint.
     """
     import torch
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     from .dcp_storage import S3Reader, build_metadata
@@ -236,8 +239,14 @@ def restore(
             if name.startswith(only)
         }
     )
-    with _without_advice():
-        load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
+    try:
+        with _without_advice():
+            load(loaded, storage_reader=S3Reader(S3Location.parse(uri), manifest), no_dist=True)
+    except CheckpointException as error:
+        _, (cause, _) = min(error.failures.items())
+        if not isinstance(cause, Exception) or (isinstance(cause, S3Error) and not isinstance(cause, S3NotFoundError)):
+            raise cause from error  # an interrupt, or S3 itself
+        raise CheckpointError(f"{uri} cannot be loaded: {cause}") from error
     return loaded, manifest
 
 
@@ -245,7 +254,9 @@ def load_model_state(uri: str, digest: str | None = None) -> dict[str, "Tensor"]
     """The model's state_dict alone, on the CPU, every byte verified.
 
     Raises:
-        CheckpointError: when the manifest's SHA-256 is not `digest`, or an object differs from the manifest.
+        CheckpointError: when the manifest's SHA-256 is not `digest`, or an object is missing or differs from the
+            manifest.
+        S3Error: when there is no manifest, or S3 fails.
     """
     loaded, _ = restore(uri, digest, only=MODEL_PREFIX)
     return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in loaded.items()}

@@ -25,7 +25,8 @@ def evaluate(
     Args:
         config: The run config, as YAML text.
         training: The TrainingResult of train, as JSON.
-        champion: JSON with the champion's uri and digest, from find_champion; both empty where there is none.
+        champion: JSON with the champion's uri, digest and task, from find_champion; the first two empty where there is
+            none.
         evaluation: The Evaluation as JSON: every metric, the 95 % interval of the configured one, the checks.
         summary: Its checks, for the UI.
         metrics: The test metrics, finite ones only: KFP fails on NaN.

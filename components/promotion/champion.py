@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..config.document import Document
+from ..config.models import TaskConfig
 from ..errors import ConvergateError, ExitCode, OutsideError
 from ..storage import ObjectExistsError, S3Location, S3NotFoundError, S3Store
 
@@ -33,6 +34,8 @@ class Release(BaseModel):
     uri: str
     """The checkpoint under the release prefix."""
     digest: str
+    task: TaskConfig | None = None
+    """What makes the checkpoint's model; None in a record older than this key."""
     decision_digest: str = ""
     """SHA-256 of the decision document that let it through, 64 hex digits."""
 
@@ -48,6 +51,8 @@ class ChampionRecord(Document):
     action: Literal["promote", "rollback"]
     actor: str
     reason: str
+    approval_uri: str = ""
+    """The approval, where a person made it champion."""
 
     def succeeded_by(self, release: Release) -> tuple[Release, tuple[Release, ...]]:
         """What `previous` and `earlier` of the next record are, once `release` follows this champion."""
@@ -64,15 +69,15 @@ def read_champion(root: str, model: str) -> ChampionRecord | None:
     return _read(root, model)[0]
 
 
-def write_champion(root: str, record: ChampionRecord, expected: Release | None) -> str:
-    """Make `record` the champion if `expected` still is; then audit it. Returns the audit record's URI.
+def write_champion(root: str, record: ChampionRecord, expected: ChampionRecord | None) -> str:
+    """Put `record` in the place of `expected`, if that still stands; then audit it. Returns the audit record's URI.
 
     Raises:
-        ChampionChangedError: when somebody else promoted or rolled back meanwhile.
+        ChampionChangedError: when somebody else promoted or rolled back meanwhile, also there and back again.
     """
     store, location = S3Store(), _location(root, record.model)
     current, etag = _read(root, record.model)
-    if (current.champion if current else None) != expected:
+    if current != expected:
         raise _changed(record, current)
     try:
         if etag is None:
@@ -88,19 +93,29 @@ def write_audit(root: str, record: ChampionRecord) -> str:
     """Write the audit record of a change, unless it stands already; returns its URI."""
     folder = S3Location.parse(root) / "champions" / record.model / "audit"
     location = folder / f"{record.created:%Y%m%dT%H%M%S%f}-{record.run_id}.json"
-    try:
-        S3Store().create(location, record.to_json())
-    except ObjectExistsError:
-        if S3Store().read(location) != record.to_json():
-            raise
+    write_once(location, record.to_json())
     return str(location)
 
 
+def write_once(location: S3Location, data: bytes) -> None:
+    """Create an object, unless it stands there already with the same bytes.
+
+    Raises:
+        ObjectExistsError: when it stands there with others.
+    """
+    try:
+        S3Store().create(location, data)
+    except ObjectExistsError:
+        if S3Store().read(location) != data:
+            raise
+
+
 def champion_reference(root: str, model: str) -> str:
-    """The champion's uri and digest as JSON, both empty where there is none; the input of evaluation."""
+    """The champion's uri, digest and task as JSON, the first two empty where there is none; the input of evaluation."""
     record = read_champion(root, model)
-    champion = record.champion if record else None
-    return json.dumps({"uri": champion.uri if champion else "", "digest": champion.digest if champion else ""})
+    if record is None:
+        return json.dumps({"uri": "", "digest": "", "task": None})
+    return record.champion.model_dump_json(include={"uri", "digest", "task"})
 
 
 def _changed(record: ChampionRecord, current: ChampionRecord | None) -> ChampionChangedError:

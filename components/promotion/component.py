@@ -16,7 +16,8 @@ def find_champion(config: str, champion: Output[Artifact]) -> str:
 
     Args:
         config: The run config, as YAML text.
-        champion: JSON with its uri and digest; both empty where there is none yet.
+        champion: JSON with its uri, its digest and the task that makes its model; the first two empty where there is
+            none yet.
 
     Returns:
         The champion's uri, or nothing.

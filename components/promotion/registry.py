@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from math import ceil
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,13 @@ def wait_for_mlflow(timeout_s: float = START_SECONDS) -> str:
 
 
 def _answers(uri: str) -> bool:
-    """Whether a server is there: one that refuses us is, a gateway without its server is not."""
+    """Whether a server is there: one that refuses us is; a gateway without its server, or no HTTP at all, is not."""
     try:
         with urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310 - the scheme is http or https
             return True
     except HTTPError as error:
         return error.code < _SERVER_ERROR
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

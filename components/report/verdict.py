@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...canary.report import CanaryReport
+from ..config.document import overall
 from ..slo.decision import Decision
 from ..slo.ledger import EndRecord
 from ..training.result import TrainingResult
@@ -40,7 +41,9 @@ def _decided(page: RunPage, decision: Decision) -> Headline:
     if decision.decision == "REJECT":
         return Headline("REJECT", "bad", _sentence(f"Rejected, no alias was set: {why}"))
     if decision.decision == "HOLD":
-        return Headline("HOLD", "open", _sentence(f"Held, although the candidate passes its checks: {why}"))
+        passes = overall(decision.checks) == "PASS"
+        but = "although the candidate passes its checks" if passes else "nobody can tell yet if the candidate is good"
+        return Headline("HOLD", "open", _sentence(f"Held, {but}: {why}"))
     if page.promotion is None:
         state = (
             "no alias is set yet" if page.end is None else f"no alias was set: {page.end.reason or 'no reason given'}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import Check, RunConfig, config_digests, derive_seed
-from ..config.document import Document
+from ..config.document import Document, Verdict, overall
 from ..config.plan import RunPlan
 from ..config.signature import SignatureError, sign, verify
 from ..evaluation.result import Evaluation
@@ -48,9 +48,8 @@ class Decision(Document):
     def lines(self) -> list[str]:
         """The decision as a terminal shows it."""
         passed = sum(check.passed for check in self.checks)
-        candidate = "PASS" if passed == len(self.checks) else "FAIL"
         return [
-            f"candidate  {candidate:<14}{passed} of {len(self.checks)} checks",
+            f"candidate  {overall(self.checks):<14}{passed} of {len(self.checks)} checks",
             f"SLO        {self.standing.verdict:<14}{self.standing.line}",
             *(f"{self.decision:<25}{reason}" for reason in self.reasons),
         ]
@@ -104,24 +103,27 @@ def decide(
 def _outcome(
     config: RunConfig, checks: list[Check], evaluation: Evaluation, standing: Standing
 ) -> tuple[Outcome, list[str]]:
-    failed = [f"{check.name}: {check.reason or check.figure}" for check in checks if not check.passed]
-    if not failed and evaluation.verdict != "PASS":
-        failed = [f"evaluation {evaluation.verdict}"]
+    failed = _reasons("FAIL", checks, evaluation)
     if failed:
         return "REJECT", failed
-    breached = [f"{sli.name}: {sli.line}" for sli in standing.slis if sli.verdict == "FAIL"]
+    held = _reasons("INCONCLUSIVE", checks, evaluation)
+    held += [f"{sli.name}: {sli.line}" for sli in standing.slis if sli.verdict == "FAIL"]
     if standing.budget_spent:
-        breached.append(
-            f"error budget: {standing.failures} failures, {standing.allowed_failures} allowed in the window"
-        )
-    if breached:
-        return "HOLD", breached
+        held.append(f"error budget: {standing.failures} failures, {standing.allowed_failures} allowed in the window")
+    if held:
+        return "HOLD", held
     if standing.total < config.slo.min_runs:
         return "CHALLENGER", [f"history is short: {standing.total} of at least {config.slo.min_runs} runs"]
     unproven = [f"{sli.name} is not proven yet: {sli.line}" for sli in standing.slis if sli.verdict != "PASS"]
     if config.slo.require == "proven" and unproven:
         return "CHALLENGER", unproven
     return "PROMOTE", [f"the candidate passes, and the SLO is {'proven' if not unproven else 'not breached'}"]
+
+
+def _reasons(verdict: Verdict, checks: list[Check], evaluation: Evaluation) -> list[str]:
+    """Why the candidate is not PASS, of one verdict."""
+    found = [f"{check.name}: {check.reason or check.figure}" for check in checks if check.verdict == verdict]
+    return found or ([f"evaluation {verdict}"] if evaluation.verdict == verdict else [])
 
 
 def candidate_checks(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluation: Evaluation) -> list[Check]:

@@ -1,5 +1,6 @@
 """promote, rollback: a person's approval over a run on S3 and in MLflow, as the command line does it."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -77,17 +78,29 @@ class TestShown:
         assert answer.code == 1
         assert answer.out.endswith("A decision that is REJECT cannot be approved.\n")
 
-    def test_a_champion_that_the_decision_did_not_know(self, convergate: Convergate, s3: str) -> None:
-        save_run(config_text(s3), "run-1")
+    @pytest.mark.parametrize(
+        ("measured_against", "hours", "told"),
+        [
+            ("run-0", -1, ""),
+            ("run-0", 1, ", which the decision did not know"),
+            ("", -1, ", which the decision did not know"),
+        ],
+        ids=["known", "there and back since", "another"],
+    )
+    def test_whether_the_decision_knew_the_champion(
+        self, convergate: Convergate, s3: str, measured_against: str, hours: int, told: str
+    ) -> None:
+        save_run(config_text(s3), "run-1", champion_uri=f"{s3}/releases/digits/{measured_against}")
         champion = {"version": "7", "run_id": "run-0", "uri": f"{s3}/releases/digits/run-0", "digest": "cd" * 32}
         record = {"run_id": "run-0", "model": "digits", "champion": champion}
+        record |= {"created": datetime.now(UTC) + timedelta(hours=hours)}
         record |= {"action": "promote", "actor": "bob", "reason": "good"}
         location = S3Location.parse(s3) / "champions" / "digits" / "champion.json"
         S3Store().write(location, ChampionRecord.model_validate(record).to_json())
         answer = convergate("promote", "run-1", "--root", s3)
         assert answer.code == 3
-        assert "v7 of run run-0, which the decision did not know\n" in answer.out
-        assert "a new run is measured against it" in answer.out.splitlines()[-1]
+        assert f"v7 of run run-0{told}\n" in answer.out
+        assert ("a new run is measured against it" in answer.out.splitlines()[-1]) == bool(told)
 
 
 @pytest.mark.usefixtures("_key", "_no_mlflow")

@@ -1,6 +1,8 @@
 """Checkpoints against a real S3 server: what is committed is whole, and what is not whole is never loaded."""
 
 import math
+from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from convergate.components.checkpoint import (
     CheckpointError,
     CheckpointRef,
     CheckpointStore,
+    Manifest,
     copy_checkpoint,
     load_model_state,
 )
@@ -71,23 +74,79 @@ def test_the_newest_is_by_attempt_then_step(s3: str) -> None:
     assert (newest.attempt, newest.step) == (2, 30)
 
 
+def test_attempts_before_the_oldest_allowed_do_not_count(s3: str) -> None:
+    store = CheckpointStore(s3, "run")
+    save(store, 1, 200)
+    assert store.newest(oldest_attempt=2) is None
+    later = save(store, 2, 30)
+    assert store.newest(oldest_attempt=2) == later
+    S3Store().write(blob(later), b"garbage")
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
+        store.newest(oldest_attempt=2)
+    assert store.newest(oldest_attempt=3) is None
+
+
 def test_other_runs_are_not_seen(s3: str) -> None:
     save(CheckpointStore(s3, "run"), 1, 10)
     assert CheckpointStore(s3, "ru").newest() is None
     assert CheckpointStore(s3, "run-2").newest() is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing"])
-def test_a_damaged_newest_falls_back_to_the_one_before(s3: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    store, s3_store = CheckpointStore(s3, "run"), S3Store()
+def damage(ref: CheckpointRef, kind: str) -> None:
+    """One byte of the tensors flipped, the last one cut off, or all of them gone."""
+    data = S3Store().read(blob(ref))
+    if kind == "missing":
+        S3Store().delete(blob(ref))
+    else:
+        S3Store().write(blob(ref), data[:-1] if kind == "truncate" else bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("flip", ": {} bytes do not match the manifest's size and SHA-256"),
+        ("truncate", ": {} bytes do not match the manifest's size and SHA-256"),
+        ("missing", " does not exist"),
+    ],
+)
+def test_what_is_damaged_is_not_loaded_and_its_object_is_named(s3: str, kind: str, cause: str) -> None:
+    ref = save(CheckpointStore(s3, "run"), 1, 10)
+    digest, size = read_manifest(ref.uri)[1], len(S3Store().read(blob(ref)))
+    damage(ref, kind)
+    target = {"model.weight": torch.zeros(3, 4)}
+    loads: list[Callable[[], object]] = [
+        lambda: restore(ref.uri),
+        lambda: restore(ref.uri, into=target),
+        lambda: load_model_state(ref.uri, digest),
+    ]
+    for load in loads:
+        with pytest.raises(CheckpointError) as caught:
+            load()
+        told = cause.format(size - 1 if kind == "truncate" else size)
+        assert str(caught.value) == f"{ref.uri} cannot be loaded: {blob(ref)}{told}"
+    assert not target["model.weight"].any()
+
+
+def test_s3_that_fails_in_the_middle_is_not_taken_for_damage(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers with the manifest, and then no more."""
+    ref = save(CheckpointStore(s3, "run"), 1, 10)
+    parse = Manifest.from_bytes
+
+    def last_answer(data: bytes, uri: str, digest: str | None = None) -> Manifest:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        return parse(data, uri, digest)
+
+    monkeypatch.setattr(Manifest, "from_bytes", last_answer)
+    with pytest.raises(S3Error, match=r"cannot read .*rank-00000\.bin: permission denied"):
+        load_model_state(ref.uri)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "missing"])
+def test_a_damaged_newest_falls_back_to_the_one_before(s3: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(s3, "run")
     save(store, 1, 10)
     newest = save(store, 1, 20)
-    data = s3_store.read(blob(newest))
-    if damage == "missing":
-        s3_store.delete(blob(newest))
-    else:
-        changed = data[:-1] if damage == "truncate" else bytes([data[0] ^ 1]) + data[1:]
-        s3_store.write(blob(newest), changed)
+    damage(newest, kind)
     with pytest.raises(CheckpointError):
         verify(newest.uri)
     found = store.newest()
@@ -155,6 +214,35 @@ def test_retention_keeps_the_newest_and_the_best(s3: str) -> None:
     assert [ref.step for ref in store.committed()] == [40, 20]
     left = {location.key.split("/")[-2] for location in S3Store().list(store.root)}
     assert left == {"attempt-001-step-000000020", "attempt-001-step-000000040"}
+
+
+@pytest.mark.parametrize("unreadable", [10, 20, 30])
+def test_one_that_cannot_be_compared_stays_and_the_rest_is_deleted(
+    s3: str, unreadable: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(s3, "run")
+    refs = {step: save(store, 1, step, loss) for step, loss in ((10, 0.5), (20, 2.0), (30, 1.0), (40, 3.0))}
+    S3Store().write(refs[unreadable].prefix / "manifest.json", b"{}")
+    deleted = store.retain(keep_last=1, keep_best=1, metric="loss", mode="min")
+    best = 10 if unreadable != 10 else 30
+    assert {ref.step for ref in store.committed()} == {best, unreadable, 40}
+    assert {ref.step for ref in deleted} == {10, 20, 30} - {best, unreadable}
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert warning.startswith(
+        f"a checkpoint that cannot be compared stays: {refs[unreadable].uri}/manifest.json: not a"
+    )
+
+
+@pytest.mark.parametrize("losses", permutations([math.nan, 2.0, 0.5]), ids=str)
+@pytest.mark.parametrize(("mode", "best"), [("min", 0.5), ("max", 2.0)])
+def test_a_metric_that_is_not_a_number_never_pushes_out_the_best(
+    s3: str, losses: tuple[float, ...], mode: str, best: float
+) -> None:
+    store = CheckpointStore(s3, "run")
+    for step, loss in enumerate((*losses, math.nan), start=1):
+        save(store, 1, step, loss)
+    store.retain(keep_last=1, keep_best=1, metric="loss", mode=mode)
+    assert [ref.step for ref in store.committed()] == [4, losses.index(best) + 1]
 
 
 def test_a_release_is_a_whole_copy(s3: str) -> None:

@@ -14,6 +14,7 @@ from convergate.components.errors import UserError
 from convergate.components.promotion import candidate
 from convergate.components.promotion.candidate import register_candidate
 from convergate.components.promotion.registry import find_or_create_run, mlflow_client
+from convergate.components.storage import S3Location, S3Store
 from convergate.components.task.digits import DigitsTask
 from torch import Tensor, nn
 
@@ -103,6 +104,21 @@ def test_a_checkpoint_that_is_not_what_its_digest_says_is_not_registered(
     uri, _ = save_checkpoint(config, "run-1", seed=0)
     with pytest.raises(CheckpointError, match="it was changed"):
         register(config, "run-1", uri, "0" * 64)
+
+
+@pytest.mark.parametrize("cause", ["does not exist", "7 bytes do not match"])
+def test_a_checkpoint_that_is_damaged_is_not_registered(
+    s3: str, mlflow_server: str, make_config: MakeConfig, cause: str
+) -> None:
+    config = make_config(s3)
+    uri, digest = save_checkpoint(config, "run-1", seed=0)
+    blob = S3Location.parse(uri) / "rank-00000.bin"
+    S3Store().delete(blob)
+    if "bytes" in cause:
+        S3Store().write(blob, b"garbage")
+    with pytest.raises(CheckpointError, match=f"cannot be loaded: {blob}:? {cause}") as caught:
+        register(config, "run-1", uri, digest)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_said_so(s3: str, mlflow_server: str, make_config: MakeConfig) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from convergate.components.config.models import TaskConfig
 from convergate.components.errors import ExitCode, OutsideError
 from convergate.components.promotion.champion import (
     NUM_EARLIER,
@@ -18,10 +19,12 @@ from convergate.components.promotion.champion import (
 )
 from convergate.components.storage import S3Location, S3Store
 
+TASK = TaskConfig(factory="mine.tasks:Digits", params={"width": 8, "dropout": 0.1, "stages": [1, None]})
 
-def release(number: int) -> Release:
+
+def release(number: int, task: TaskConfig | None = TASK) -> Release:
     return Release(
-        version=str(number), run_id=f"run-{number}", uri=f"s3://b/releases/{number}", digest=f"{number}" * 64
+        version=str(number), run_id=f"run-{number}", uri=f"s3://b/releases/{number}", digest=f"{number}" * 64, task=task
     )
 
 
@@ -45,7 +48,7 @@ def audits(root: str) -> list[S3Location]:
 
 def test_there_is_no_champion_at_first(s3: str) -> None:
     assert read_champion(s3, "digits") is None
-    assert json.loads(champion_reference(s3, "digits")) == {"uri": "", "digest": ""}
+    assert json.loads(champion_reference(s3, "digits")) == {"uri": "", "digest": "", "task": None}
 
 
 def test_a_champion_is_written_audited_and_read_back(s3: str) -> None:
@@ -54,7 +57,20 @@ def test_a_champion_is_written_audited_and_read_back(s3: str) -> None:
     assert read_champion(s3, "digits") == first
     assert audit == f"{s3}/champions/digits/audit/{first.created:%Y%m%dT%H%M%S%f}-run-1.json"
     assert ChampionRecord.from_json(S3Store().read(S3Location.parse(audit))) == first
-    assert json.loads(champion_reference(s3, "digits")) == {"uri": "s3://b/releases/1", "digest": "1" * 64}
+    reference = {"uri": "s3://b/releases/1", "digest": "1" * 64, "task": TASK.model_dump()}
+    assert json.loads(champion_reference(s3, "digits")) == reference
+
+
+def test_a_record_from_before_tasks_were_kept_is_read(s3: str) -> None:
+    old = record(1).model_dump(mode="json")
+    del old["champion"]["task"]
+    S3Store().write(S3Location.parse(s3) / "champions" / "digits" / "champion.json", json.dumps(old).encode())
+    found = read_champion(s3, "digits")
+    assert found is not None
+    assert found.champion == release(1, task=None)
+    reference = {"uri": "s3://b/releases/1", "digest": "1" * 64, "task": None}
+    assert json.loads(champion_reference(s3, "digits")) == reference
+    write_champion(s3, record(2, found), expected=found)
 
 
 def test_the_next_one_remembers_those_before_and_every_change_is_audited(s3: str) -> None:
@@ -62,7 +78,7 @@ def test_the_next_one_remembers_those_before_and_every_change_is_audited(s3: str
     write_champion(s3, records[0], expected=None)
     for number in range(2, NUM_EARLIER + 5):
         records.append(record(number, records[-1]))
-        write_champion(s3, records[-1], expected=records[-2].champion)
+        write_champion(s3, records[-1], expected=records[-2])
     last = read_champion(s3, "digits")
     assert last is not None
     assert last.previous == release(NUM_EARLIER + 3)
@@ -70,8 +86,9 @@ def test_the_next_one_remembers_those_before_and_every_change_is_audited(s3: str
     assert len(audits(s3)) == NUM_EARLIER + 4
 
 
-@pytest.mark.parametrize("expected", [None, release(7)])
-def test_a_champion_that_was_not_expected_is_not_overwritten(s3: str, expected: Release | None) -> None:
+@pytest.mark.parametrize("expected", [None, record(7), record(1)], ids=["nobody", "another", "before there and back"])
+def test_a_champion_that_was_not_expected_is_not_overwritten(s3: str, expected: ChampionRecord | None) -> None:
+    """Also where the same release was put there by another change."""
     write_champion(s3, record(1), expected=None)
     with pytest.raises(ChampionChangedError, match="changed meanwhile, to v1 of run run-1") as caught:
         write_champion(s3, record(2), expected=expected)
@@ -96,7 +113,7 @@ def test_the_server_refuses_what_was_changed_between_look_and_write(
     def late(store: S3Store, location: S3Location, *rest: str) -> None:
         if location.key.endswith("champion.json"):
             monkeypatch.setattr(S3Store, put.__name__, put)
-            write_champion(moto, other, expected=start.champion if start else None)
+            write_champion(moto, other, expected=start)
             monkeypatch.setattr(S3Store, "exists", lambda *_: False)
             seen = store.read_versioned
             monkeypatch.setattr(S3Store, "read_versioned", lambda *_: (b"", rest[1]))
@@ -109,7 +126,7 @@ def test_the_server_refuses_what_was_changed_between_look_and_write(
 
     monkeypatch.setattr(S3Store, put.__name__, late)
     with pytest.raises(ChampionChangedError, match="to v2 of run run-2"):
-        write_champion(moto, record(3, start), expected=start.champion if start else None)
+        write_champion(moto, record(3, start), expected=start)
     found = read_champion(moto, "digits")
     assert found is not None
     assert found.champion == release(2)
@@ -125,7 +142,7 @@ def test_of_promoters_at_once_exactly_one_wins(moto: str, there_is_one: bool) ->
     def promote(number: int) -> str:
         barrier.wait(10)
         try:
-            write_champion(moto, record(number, start), expected=start.champion if start else None)
+            write_champion(moto, record(number, start), expected=start)
         except ChampionChangedError as error:
             return str(error)
         return "won"

@@ -1,5 +1,6 @@
 """Promotion on a real registry: what is set, what is refused, what a retry or a rollback does."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ class TestPromote:
         assert record.previous is not None
         assert (record.champion.version, record.previous.version, record.actor) == ("2", "1", "bob")
         assert (record.champion.uri, record.champion.digest) == (second.uri, second.digest)
+        assert record.champion.task == config.task
         assert len(record.champion.decision_digest) == HEX_DIGEST
         assert record.champion.decision_digest == second.decision_digest != first.decision_digest
         assert [entry.actor for entry in audits(s3, model)] == ["ada", "bob"]
@@ -138,6 +140,32 @@ class TestPromote:
         promote_run(config, "run-2", decision)
         assert aliases(config.promotion.model)["champion"] == "1"
 
+    def test_nor_where_the_first_try_broke_off_behind_the_record(
+        self, moto: str, make_config: MakeConfig, make_decision: MakeDecision, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The champion is again the one that was decided against; only the record's time tells that it came back."""
+        config = make_config(moto)
+        model = config.promotion.model
+        first = promote_run(config, "run-1", make_decision(config, "run-1"))
+        decision = make_decision(config, "run-2", 1, champion_uri=first.uri)
+
+        def broken(*_: object) -> None:
+            raise OutsideError("gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("convergate.components.promotion.promote._reconcile", broken)
+            with pytest.raises(OutsideError, match="gone"):
+                promote_run(config, "run-2", decision)
+        rolled_back = roll_back(config, "worse in production", "ada")
+        with pytest.raises(ChampionChangedError, match="run run-2 refused: the champion was changed meanwhile, to v1"):
+            promote_run(config, "run-2", decision)
+        assert read_champion(moto, model) == rolled_back
+        assert RunStore(moto, "run-2").find("promotion", Promotion) is None
+        decided_again = decision.model_copy(update={"created": datetime.now(UTC)})
+        assert promote_run(config, "run-2", decided_again).alias == "champion"
+        assert aliases(model) == {"challenger": "2", "champion": "2", "previous_champion": "1"}
+        assert [entry.action for entry in audits(moto, model)] == ["promote", "promote", "rollback", "promote"]
+
     def test_a_release_is_never_overwritten(
         self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
     ) -> None:
@@ -179,6 +207,7 @@ class TestRollBack:
             run_id = f"run-{number}"
             champion = promote_run(config, run_id, make_decision(config, run_id, number, champion_uri=champion)).uri
         record = roll_back(config, "worse in production", "ada")
+        assert record.champion.task == config.task
         assert record.summary == f"{model} v2 is champion again, v3 is not"
         assert (record.action, record.actor, record.reason) == ("rollback", "ada", "worse in production")
         assert aliases(model) == {"challenger": "3", "champion": "2", "previous_champion": "1"}

@@ -1,6 +1,7 @@
 """MLflow: bounded waiting, and the mirror of a run."""
 
 import socket
+from contextlib import suppress
 from itertools import pairwise
 from threading import Thread
 from time import monotonic
@@ -56,23 +57,33 @@ def test_a_server_that_is_not_there_is_named_in_time(monkeypatch: pytest.MonkeyP
     assert monotonic() - started < 5
 
 
-@pytest.mark.parametrize(("status", "there"), [("401 Unauthorized", True), ("503 Unavailable", False)])
-def test_a_server_that_refuses_us_is_there_and_a_gateway_alone_is_not(
-    monkeypatch: pytest.MonkeyPatch, status: str, there: bool
+@pytest.mark.parametrize(
+    ("answer", "there"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n", False),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", False),
+        (b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000, False),
+        (b"", False),
+    ],
+    ids=["refuses", "gateway", "no HTTP", "endless header", "hangs up"],
+)
+def test_a_server_that_refuses_us_is_there_and_what_does_not_speak_for_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, there: bool
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def answer() -> None:
+        def serve() -> None:
             while True:
                 try:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
+                with connection, suppress(OSError):
                     connection.recv(4096)
-                    connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+                    connection.sendall(answer)
 
-        Thread(target=answer, daemon=True).start()
+        Thread(target=serve, daemon=True).start()
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         if there:

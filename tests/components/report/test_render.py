@@ -81,7 +81,7 @@ def test_signature_is_told(runs):
 
 def test_failing_check_with_figure_threshold_and_reason(runs):
     shown = Page(render(runs.canary_rejected())).plain
-    assert "falling loss ✗ FAIL 2.31 → 41.7 ≤ 1.1 × the first quarter's the loss rises from 2.31 to 41.7" in shown
+    assert "falling loss ✗ FAIL 2.31 → 41.7 rise ≤ 10% of the first quarter's the loss rises from 2.31 to 41.7" in shown
     assert "These are the canary's 20 of 400 planned updates." in shown
     assert "train not run" in shown
 
@@ -165,7 +165,7 @@ def test_same_run_same_bytes(runs):
 def test_markdown(runs):
     text = render_markdown(runs.canary_rejected())
     assert text.startswith("**REJECT** Rejected by the canary before training: falling loss: the loss rises")
-    assert "| falling loss | FAIL | 2.31 → 41.7 | ≤ 1.1 × the first quarter's | the loss rises" in text
+    assert "| falling loss | FAIL | 2.31 → 41.7 | rise ≤ 10% of the first quarter's | the loss rises" in text
     assert "| canary | FAIL | 6.0 s | the loss rises" in text
     assert "| train | not run |  |  |" in text
     assert "| finite, first steps" not in text

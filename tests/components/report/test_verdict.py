@@ -38,6 +38,14 @@ def test_hold_and_reject_count_their_reasons(runs):
     assert (headline(held).tone, headline(rejected).tone) == ("open", "bad")
 
 
+def test_hold_where_nobody_can_tell_does_not_say_that_the_candidate_passes(runs):
+    undecided = runs.check("not worse than the champion", "INCONCLUSIVE", reason="the champion cannot be measured")
+    decision = runs.decision("HOLD", "the champion cannot be measured", checks=[runs.check("target"), undecided])
+    assert verdict_sentence(runs.passing(decision=decision, promotion=None)) == (
+        "Held, nobody can tell yet if the candidate is good: the champion cannot be measured."
+    )
+
+
 def test_rejected_by_preflight(runs):
     problem = "error: schedule.warmup.steps = 500 longer than the run"
     page = RunPage(runs.RUN, start=runs.start(), plan=runs.plan(verdict="FAIL", problems=[problem]))

@@ -87,13 +87,43 @@ def test_a_plan_of_another_config_or_with_a_picked_seed_is_rejected(
     assert (found.decision, found.reasons[0][:9]) == ("REJECT", "one run: ")
 
 
-@pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE"])
-def test_an_evaluation_that_does_not_pass_is_rejected(make: SimpleNamespace, verdict: str) -> None:
-    check = Check(name="target", verdict=verdict, figure="0.9", threshold="≥ 0.95", reason="misses")
-    found = decided(make, "C" * 20, evaluation=make.evaluation(verdict=verdict, checks=[check]))
-    assert (found.decision, found.reasons) == ("REJECT", ["target: misses"])
-    unchecked = decided(make, "C" * 20, evaluation=make.evaluation(verdict=verdict, checks=[]))
-    assert (unchecked.decision, unchecked.reasons) == ("REJECT", [f"evaluation {verdict}"])
+def check(verdict: str, name: str, reason: str) -> Check:
+    return Check.model_validate({"name": name, "verdict": verdict, "figure": "0.9", "threshold": "", "reason": reason})
+
+
+MISSED = check("FAIL", "target", "misses")
+UNMEASURED = check("INCONCLUSIVE", "champion", "it cannot be measured")
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict", "decision", "reasons"),
+    [
+        ([MISSED], "FAIL", "REJECT", ["target: misses"]),
+        ([UNMEASURED], "INCONCLUSIVE", "HOLD", ["champion: it cannot be measured"]),
+        ([UNMEASURED, MISSED], "FAIL", "REJECT", ["target: misses"]),
+        ([], "FAIL", "REJECT", ["evaluation FAIL"]),
+        ([], "INCONCLUSIVE", "HOLD", ["evaluation INCONCLUSIVE"]),
+    ],
+)
+@pytest.mark.parametrize("history", ["", "CC", "C" * 20])
+def test_an_evaluation_that_fails_is_rejected_and_one_that_nobody_can_tell_is_held(
+    make: SimpleNamespace, checks: list[Check], verdict: str, decision: str, reasons: list[str], history: str
+) -> None:
+    found = decided(make, history, evaluation=make.evaluation(verdict=verdict, checks=checks))
+    assert (found.decision, found.reasons, found.sets_alias) == (decision, reasons, False)
+    assert found.summary == f"{decision}: {reasons[0]}"
+    if checks:
+        passed = len(found.checks) - len(checks)
+        assert found.lines()[0] == f"candidate  {verdict:<14}{passed} of {len(found.checks)} checks"
+
+
+def test_what_nobody_can_tell_is_held_beside_what_the_slo_holds_it_for(make: SimpleNamespace) -> None:
+    undecided = make.evaluation(verdict="INCONCLUSIVE", checks=[UNMEASURED])
+    found = decided(make, "CNNNN", evaluation=undecided)
+    assert found.decision == "HOLD"
+    assert [reason.partition(":")[0] for reason in found.reasons] == ["champion", "convergence_rate"]
+    bad = decided(make, "C" * 20, evaluation=undecided, training=make.training(lr_sync_errors=1))
+    assert (bad.decision, bad.reasons) == ("REJECT", ["no LR sync errors: ranks disagreed 1 times"])
 
 
 def test_rounding_is_on_plan(make: SimpleNamespace) -> None:
