@@ -10,12 +10,14 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 .venv/installed: setup.cfg constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@echo "Installing into .venv, once; a few minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "Installing what tests and checks need"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 install: .venv/installed ## Install into .venv
@@ -23,10 +25,10 @@ install: .venv/installed ## Install into .venv
 retrain: .venv/installed ## Retrain on real data: validate, canary, train, evaluate, decide, promote
 	@$(BIN)/convergate retrain $(CONFIG)
 
-# Coverage is measured in every process, the workers and the steps included.
+# Coverage is measured in every process, the workers and the steps included. A file's tests share their servers.
 test: .venv/installed-test ## Run all tests, with line coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(TESTS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 
