@@ -44,7 +44,8 @@ format: .venv/installed-test ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed-test ## Run the benchmarks: five real runs end with PROMOTE, start-up time
+bench: .venv/installed-test ## Run the benchmarks: cost and error of a schedule's step, five real runs, start-up time
+	$(BIN)/python tests/bench/bench_schedule.py
 	$(BIN)/python tests/bench/bench_retrain.py
 
 compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.config import Check, RunConfig
 from ..components.config.document import overall
+from ..components.config.models import MIN_DRILL_STEPS
 from ..components.config.plan import RunPlan
+from ..components.config.preflight import canary_batch
 from ..components.errors import ExitCode, UserError
 from ..components.storage import RunStore, S3Location
 from ..components.task import load_task
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPRESSED_STEPS = 40
-MIN_DRILL_STEPS = 4
-"""Fewer steps leave no room for a checkpoint, a step after it, and the kill."""
 MESSAGE_CHARACTERS = 300
 MAX_RESTARTS = 1
 """The one restart that the kill asks for."""
@@ -88,13 +88,10 @@ def accumulation(config: RunConfig) -> int:
     Raises:
         UserError: when the global batch does not divide over the canary's processes.
     """
+    problem = canary_batch(config)
+    if problem is not None:
+        raise UserError(problem.line)
     world_size, batch = config.canary.procs_per_node, config.training.batch_size
-    if batch % world_size:
-        fitting = max(size for size in range(1, world_size) if batch % size == 0)
-        raise UserError(
-            f"canary.procs_per_node = {world_size}: training.batch_size = {batch} does not divide over them"
-            f" → at most {fitting}"
-        )
     wanted = -(-config.distributed.world_size * config.training.grad_accumulation // world_size)
     while batch % (world_size * wanted):
         wanted += 1

@@ -19,8 +19,11 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from ..components.errors import OutsideError
+from ..components.promotion.registry import WAIT_VARIABLE
 
 START_SECONDS = 15.0
+MLFLOW_START_SECONDS = 90
+"""The longest that whoever needs MLflow waits for it."""
 STOP_SECONDS = 10.0
 _OWN_S3 = (
     *("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -104,7 +107,8 @@ def mlflow_server(home: Path) -> Iterator[Environment]:
     # Eight more processes, for jobs of its GenAI half.
     no_jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(command, home / "logs" / "mlflow.log", settings | no_jobs):
-        yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", **settings}
+        waiting = {WAIT_VARIABLE: str(MLFLOW_START_SECONDS)}
+        yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", **settings, **waiting}
 
 
 @contextlib.contextmanager

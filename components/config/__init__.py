@@ -1,6 +1,6 @@
 """RunConfig: one YAML file is one run's whole truth.
 
-- `models`: the schema, every section.
+- `models`: the schema, every section; `optimizer`: its optimizer.
 - `reading`: the text to plain data: YAML 1.2, within bounds.
 - `loading`: plain data to `RunConfig`, every problem at once with its path, value, reason and fix.
 - `problems`: what is wrong with a config, as people read it.

@@ -128,13 +128,15 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model of the section at a path; None where there is none."""
     model: type[BaseModel] | None = RunConfig
     for part in location:
+        if isinstance(part, int):  # an item of a list of sections
+            continue
         field = model.model_fields.get(str(part)) if model is not None else None
         model = _section(field.annotation) if field is not None else None
     return model
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model inside `Section` or `Section | None`."""
+    """The model inside `Section`, `Section | None` or `tuple[Section, ...]`."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

@@ -1,4 +1,4 @@
-"""The schema of a run config. The schedule's part stands beside its curves, in `schedule.config`."""
+"""The schema of a run config; the schedule's section stands beside its curves, in `schedule.config`."""
 
 import math
 import re
@@ -18,6 +18,7 @@ from ..schedule.config import (
     Section,
     problems_at,
 )
+from .optimizer import OptimizerConfig
 from .problems import shown
 
 
@@ -31,7 +32,6 @@ def _written_as(pattern: str, rule: str) -> Callable[[str], str]:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[
     str,
@@ -94,16 +94,6 @@ def _not_json(location: tuple[str, ...], value: Any) -> Iterator[Finding]:
         yield Finding(location, value, f"a {type(value).__name__} is not a JSON value → put it in quotes")
 
 
-class OptimizerConfig(Section):
-    """The optimizer; `betas` are AdamW's, `momentum` is SGD's. `grad_clip_norm: null` clips nothing."""
-
-    kind: Literal["sgd", "adamw"] = "sgd"
-    momentum: Decay = 0.9
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)  # YAML has lists, no tuples
-    weight_decay: NonNegative = 0.0
-    grad_clip_norm: Positive | None = None
-
-
 class EarlyStopping(Section):
     """Stop when `metric` has not improved for `patience` evaluations."""
 
@@ -158,6 +148,10 @@ class DataConfig(Section):
     uri: str | None = None
     snapshot: str | None = None
     suite: Literal["default"] = "default"
+
+
+MIN_DRILL_STEPS = 4
+"""Fewer steps leave the canary no room for a checkpoint, a step after it, and the kill."""
 
 
 class CanaryConfig(Section):

@@ -7,8 +7,8 @@ facts are missing is left out.
 import math
 from dataclasses import dataclass
 
-from ..schedule.curve import IMPLEMENTED_KINDS, peak_lr
-from .models import RunConfig
+from ..schedule.build import IMPLEMENTED_KINDS, peak_lr
+from .models import MIN_DRILL_STEPS, RunConfig
 from .problems import Problem
 
 STALL_FRACTION = 0.5
@@ -42,13 +42,14 @@ class Preflight:
 def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
     """Run every check whose facts are known."""
     facts = facts or Facts()
-    checks = [*_availability(config), *_schedule_checks(config)]
+    checks = [*_availability(config), *_schedule_checks(config), canary_batch(config)]
     total_steps = config.schedule.total_steps
     if facts.num_train_samples is not None:
         checks.append(_full_batch(config, facts.num_train_samples))
         total_steps = config.total_steps(facts.num_train_samples)
     if total_steps:
-        checks += [_warmup(config, total_steps), _restarts(config, total_steps), _evaluations(config, total_steps)]
+        checks += [*_warmups(config, total_steps), _period(config, total_steps)]
+        checks += [_evaluations(config, total_steps), _drill(config, total_steps)]
         if facts.seconds_per_step is not None:
             checks.append(_cost(config, total_steps, facts.seconds_per_step))
     return Preflight([check for check in checks if check is not None], len(checks))
@@ -61,10 +62,6 @@ def _availability(config: RunConfig) -> list[Problem | None]:
         "schedule.restarts.on_plateau": (
             "set",
             config.schedule.restarts is not None and config.schedule.restarts.on_plateau is not None,
-        ),
-        "schedule.momentum.warmup_steps": (
-            config.schedule.momentum.warmup_steps,
-            config.schedule.momentum.warmup_steps > 0,
         ),
         "training.precision": (config.training.precision, config.training.precision == "fp16"),
         "training.init_from": (config.training.init_from, config.training.init_from is not None),
@@ -80,7 +77,15 @@ def _availability(config: RunConfig) -> list[Problem | None]:
 
 
 def _schedule_checks(config: RunConfig) -> list[Problem | None]:
-    return [_scaled_peak(config), _peak(config), _annealing(config), _batch_scaling(config), _momentum(config)]
+    return [
+        _scaled_peak(config),
+        _peak(config),
+        _annealing(config),
+        _batch_scaling(config),
+        _one_cycle(config),
+        _momentum(config),
+        _momentum_start(config),
+    ]
 
 
 def _scaled_peak(config: RunConfig) -> Problem | None:
@@ -143,24 +148,78 @@ def _batch_scaling(config: RunConfig) -> Problem | None:
     )
 
 
+def _one_cycle(config: RunConfig) -> Problem | None:
+    if config.schedule.kind != "one_cycle" or config.schedule.warmup.steps > 0:
+        return None
+    return Problem(
+        "schedule.warmup.steps",
+        "the cycle has no climb: the rate only falls, as under kind cosine",
+        value="0",
+        fix="30 % of the run is usual",
+        level="warning",
+    )
+
+
 def _momentum(config: RunConfig) -> Problem | None:
     if config.optimizer.kind == "sgd" or "momentum" not in config.optimizer.model_fields_set:
         return None
     return Problem("optimizer.momentum", f"has no effect under {config.optimizer.kind}", fix="betas", level="warning")
 
 
-def _restarts(config: RunConfig, total_steps: int) -> Problem | None:
-    schedule = config.schedule
-    room = total_steps - schedule.warmup.steps
-    if schedule.restarts is None or schedule.restarts.cycle_steps <= room:
+def _momentum_start(config: RunConfig) -> Problem | None:
+    momentum, own = config.schedule.momentum, config.optimizer.own_momentum
+    if momentum.start <= own or not (momentum.cycle or momentum.warmup_steps):
+        return None
+    key = "momentum" if config.optimizer.kind == "sgd" else "betas"
+    return Problem(
+        "schedule.momentum.start",
+        f"above the {own:g} that it is to rise to, of optimizer.{key}",
+        value=f"{momentum.start:g}",
+        fix=f"at most {own:g}",
+    )
+
+
+def canary_batch(config: RunConfig) -> Problem | None:
+    """Whether the global batch divides over the canary's processes, as it has to."""
+    world_size, batch = config.canary.procs_per_node, config.training.batch_size
+    if batch % world_size == 0:
+        return None
+    fitting = max(size for size in range(1, world_size) if batch % size == 0)
+    return Problem(
+        "canary.procs_per_node",
+        f"training.batch_size = {batch} does not divide over them",
+        value=str(world_size),
+        fix=f"at most {fitting}",
+    )
+
+
+def _drill(config: RunConfig, total_steps: int) -> Problem | None:
+    steps = config.canary.num_steps(total_steps)
+    if steps >= MIN_DRILL_STEPS:
         return None
     return Problem(
-        "schedule.restarts.cycle_steps",
-        f"longer than the {room} steps after warmup: no restart, and the rate never reaches lr_min",
-        value=str(schedule.restarts.cycle_steps),
-        fix=f"at most {room}",
+        "canary.min_steps",
+        f"the canary runs {steps} of {total_steps} steps: too few for its kill and restore, so it is INCONCLUSIVE",
+        value=str(config.canary.min_steps),
+        fix=f"{MIN_DRILL_STEPS} or more, in a run that has as many",
         level="warning",
     )
+
+
+def _period(config: RunConfig, total_steps: int) -> Problem | None:
+    """Cycles and drops that the run is too short for."""
+    schedule = config.schedule
+    room = total_steps - schedule.warmup.steps
+    if schedule.restarts is not None and schedule.restarts.cycle_steps > room:
+        path, steps, most = "restarts.cycle_steps", schedule.restarts.cycle_steps, room
+        reason = f"longer than the {room} steps after warmup: no restart, and the rate never reaches lr_min"
+    elif schedule.step is not None and schedule.step.every_steps >= room:
+        path, steps, most = "step.every_steps", schedule.step.every_steps, room - 1
+        reason = f"not shorter than the {room} steps after warmup: the rate never drops"
+    else:
+        return None
+    fix = f"at most {most}" if most > 0 else ""
+    return Problem(f"schedule.{path}", reason, value=str(steps), fix=fix, level="warning")
 
 
 def _full_batch(config: RunConfig, num_train_samples: int) -> Problem | None:
@@ -174,17 +233,16 @@ def _full_batch(config: RunConfig, num_train_samples: int) -> Problem | None:
     )
 
 
-def _warmup(config: RunConfig, total_steps: int) -> Problem | None:
-    steps = config.schedule.warmup.steps
-    if steps < total_steps:
-        return None
-    epochs = config.schedule.total_epochs
-    return Problem(
-        "schedule.warmup.steps",
-        f"not shorter than the run: total_epochs = {epochs} is {total_steps} steps",
-        value=str(steps),
-        fix=f"at most {total_steps - 1}",
-    )
+def _warmups(config: RunConfig, total_steps: int) -> list[Problem | None]:
+    lengths = {
+        "schedule.warmup.steps": config.schedule.warmup.steps,
+        "schedule.momentum.warmup_steps": config.schedule.momentum.warmup_steps,
+    }
+    reason = f"not shorter than the run: total_epochs = {config.schedule.total_epochs} is {total_steps} steps"
+    return [
+        Problem(path, reason, value=str(steps), fix=f"at most {total_steps - 1}") if steps >= total_steps else None
+        for path, steps in lengths.items()
+    ]
 
 
 def _evaluations(config: RunConfig, total_steps: int) -> Problem | None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-START_SECONDS = 90.0
-"""A server on a fresh SQLite file migrates first: about 20 s, more beside other work."""
+WAIT_SECONDS = 10.0
+"""How long a server that does not answer is waited for."""
+WAIT_VARIABLE = "CONVERGATE_MLFLOW_WAIT_SECONDS"
+"""Set where the server was just started: on a fresh SQLite file it migrates first, for 20 s and more."""
 _REQUEST_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -43,13 +45,15 @@ def tracking_uri() -> str:
     return uri
 
 
-def wait_for_mlflow(timeout_s: float = START_SECONDS) -> str:
-    """Wait until the server answers; returns its URI.
+def wait_for_mlflow(timeout_s: float | None = None) -> str:
+    """Wait until the server answers, for `WAIT_SECONDS` unless told otherwise; returns its URI.
 
     Raises:
         OutsideError: when it does not in time.
     """
     uri = tracking_uri()
+    if timeout_s is None:
+        timeout_s = float(os.environ.get(WAIT_VARIABLE) or WAIT_SECONDS)
     deadline = monotonic() + timeout_s
     while uri.startswith("http") and not _answers(uri):
         if monotonic() > deadline:
@@ -73,7 +77,7 @@ def _answers(uri: str) -> bool:
 
 
 @contextmanager
-def mlflow_client(timeout_s: float = START_SECONDS) -> Iterator["MlflowClient"]:
+def mlflow_client(timeout_s: float | None = None) -> Iterator["MlflowClient"]:
     """A client of the configured server, whose requests are bounded unless the environment bounds them.
 
     Raises:

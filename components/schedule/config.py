@@ -45,7 +45,10 @@ def problems_at(*found: Finding) -> ValidationError:
 
 
 class WarmupConfig(Section):
-    """Linear warmup: `start_lr + (lr0 - start_lr)·t/steps` for t < steps, so that `lr(steps) = lr0`."""
+    """Linear warmup: `start_lr + (lr0 - start_lr)·t/steps` for t < steps, so that `lr(steps) = lr0`.
+
+    Under kind one_cycle it is a half cosine between the same two rates.
+    """
 
     steps: Count = 0
     start_lr: NonNegative = 0.0
@@ -81,6 +84,13 @@ class RestartsConfig(Section):
         return ramp_steps
 
 
+class StepConfig(Section):
+    """Drops: after every `every_steps` steps the rate is multiplied by `factor`, down to `lr_min`."""
+
+    every_steps: PositiveCount
+    factor: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.1
+
+
 class ClipConfig(Section):
     """Bounds on the learning rate, applied last; `ceiling: null` is none."""
 
@@ -97,10 +107,25 @@ class ClipConfig(Section):
 
 
 class MomentumConfig(Section):
-    """Momentum warmup: linear from `start` to the optimizer's momentum over `warmup_steps`."""
+    """How the optimizer's momentum (SGD's `momentum`, the first of AdamW's `betas`) moves; by default it stays.
+
+    `warmup_steps`: linear from `start` to the optimizer's over so many steps. `cycle`: against the rate, `start` at
+    its peak and the optimizer's where it is lowest.
+    """
 
     warmup_steps: Count = 0
     start: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.85
+    cycle: bool = False
+
+    @field_validator("cycle")
+    @classmethod
+    def _without_warmup(cls, cycle: bool, info: ValidationInfo) -> bool:
+        warmup_steps = info.data.get("warmup_steps")
+        if cycle and warmup_steps:
+            raise ValueError(
+                f"moves the momentum from step 0 on, and so does warmup_steps = {warmup_steps} → leave one out"
+            )
+        return cycle
 
 
 class BatchScaling(Section):
@@ -122,6 +147,7 @@ class ScheduleConfig(Section):
     total_steps: PositiveCount | None = None
     warmup: WarmupConfig = WarmupConfig()
     restarts: RestartsConfig | None = None
+    step: StepConfig | None = None
     clip: ClipConfig = ClipConfig()
     momentum: MomentumConfig = MomentumConfig()
     scale_with_batch: BatchScaling | None = None
@@ -132,6 +158,9 @@ class ScheduleConfig(Section):
         lr0 = info.data.get("lr0")
         if lr0 is not None and lr_min > lr0:
             raise ValueError(f"is above lr0 = {lr0:g} → at most {lr0:g}; lr0/100, {lr0 / 100:g}, is usual")
+        if lr_min == 0 and info.data.get("kind") == "exponential":
+            usual = f"; lr0/100, {lr0 / 100:g}, is usual" if lr0 is not None else ""
+            raise ValueError(f"an exponential never reaches 0 → a rate above it{usual}")
         return lr_min
 
     @field_validator("total_steps")
@@ -149,49 +178,76 @@ class ScheduleConfig(Section):
     @field_validator("warmup")
     @classmethod
     def _warmup_fits(cls, warmup: WarmupConfig, info: ValidationInfo) -> WarmupConfig:
-        total_steps = info.data.get("total_steps")
-        if total_steps is not None and warmup.steps >= total_steps:
-            usual = total_steps // 20
-            message = f"not shorter than the run: total_steps is {total_steps} → at most {total_steps - 1}"
-            if usual:
-                message += f"; 5 % of the run, {usual}, is usual"
-            raise problems_at(Finding(("steps",), warmup.steps, message))
+        _refuse_too_long("steps", warmup.steps, info.data.get("total_steps"))
         return warmup
 
-    @field_validator("restarts")
+    @field_validator("momentum")
     @classmethod
-    def _restarts_where_they_count(cls, restarts: RestartsConfig | None, info: ValidationInfo) -> RestartsConfig | None:
+    def _momentum_fits(cls, momentum: MomentumConfig, info: ValidationInfo) -> MomentumConfig:
+        _refuse_too_long("warmup_steps", momentum.warmup_steps, info.data.get("total_steps"))
+        return momentum
+
+    @field_validator("restarts", "step")
+    @classmethod
+    def _section_of_its_kind(cls, section: Section | None, info: ValidationInfo) -> Section | None:
         kind = info.data.get("kind")
-        if kind == "cosine_restarts" and restarts is None:
-            raise ValueError("kind cosine_restarts needs its cycles → restarts: {cycle_steps: …}")
-        if kind not in (None, "cosine_restarts") and restarts is not None:
-            raise ValueError(f"has no effect under kind {kind} → kind: cosine_restarts")
-        return restarts
+        its_kind, needed = {
+            "restarts": ("cosine_restarts", "needs its cycles → restarts: {cycle_steps: …}"),
+            "step": ("step", "needs its drops → step: {every_steps: …}"),
+        }[str(info.field_name)]
+        if kind == its_kind and section is None:
+            raise ValueError(f"kind {kind} {needed}")
+        if kind not in (None, its_kind) and section is not None:
+            raise ValueError(f"has no effect under kind {kind} → kind: {its_kind}")
+        return section
 
     def compressed(self, total_steps: int) -> Self:
         """The same schedule with all its lengths scaled to `total_steps` steps.
 
-        Warmup, restarts and ramps that the schedule has stay, however short, as long as there is a step for each.
-        One given in epochs has its warmup and restarts, which are in steps, kept as they are where they fit.
+        Warmups, restarts, ramps and drops that the schedule has stay, however short, as long as there is a step for
+        each. One given in epochs has what it gives in steps kept as it is where it fits.
         """
-        full_steps = self.total_steps or total_steps
-        factor = total_steps / full_steps
-        warmup_steps = min(_scaled(self.warmup.steps, factor), total_steps - 1)
-        restarts = self.restarts
+        factor = total_steps / (self.total_steps or total_steps)
+        warmup_steps, restarts, step = self.warmup.steps, self.restarts, self.step
+        warmup_steps = min(_scaled(warmup_steps, factor), total_steps - 1)
         if restarts is not None:
-            shortest = min(2, restarts.cycle_steps)
-            cycle_steps = max(shortest, _scaled(restarts.cycle_steps, factor))
-            if self.warmup.steps + restarts.cycle_steps < full_steps:  # it restarts: a cycle, and a step of the next
-                warmup_steps = min(warmup_steps, max(1, total_steps - shortest - 1))
-                cycle_steps = max(1, min(cycle_steps, total_steps - warmup_steps - 1))
-            else:
-                cycle_steps = max(cycle_steps, total_steps - warmup_steps)
+            shortest = min(2, restarts.cycle_steps)  # a ramp and a step after it
+            warmup_steps, cycle_steps = self._fitted(restarts.cycle_steps, shortest, warmup_steps, total_steps)
             ramp_steps = min(_scaled(restarts.ramp_steps, factor), cycle_steps - 1)
             restarts = restarts.model_copy(update={"cycle_steps": cycle_steps, "ramp_steps": ramp_steps})
-        warmup = self.warmup.model_copy(update={"steps": warmup_steps})
+        if step is not None:
+            warmup_steps, every_steps = self._fitted(step.every_steps, 1, warmup_steps, total_steps)
+            step = step.model_copy(update={"every_steps": every_steps})
+        momentum_steps = min(_scaled(self.momentum.warmup_steps, factor), total_steps - 1)
         return self.model_copy(
-            update={"total_steps": total_steps, "total_epochs": None, "warmup": warmup, "restarts": restarts}
+            update={
+                "total_steps": total_steps,
+                "total_epochs": None,
+                "warmup": self.warmup.model_copy(update={"steps": warmup_steps}),
+                "restarts": restarts,
+                "step": step,
+                "momentum": self.momentum.model_copy(update={"warmup_steps": momentum_steps}),
+            }
         )
+
+    def _fitted(self, period: int, shortest: int, warmup_steps: int, total_steps: int) -> tuple[int, int]:
+        """Warmup and period in `total_steps` steps: a second period begins there where one does in the whole run."""
+        full_steps = self.total_steps or total_steps
+        fitted = max(shortest, _scaled(period, total_steps / full_steps))
+        if self.warmup.steps + period < full_steps:
+            warmup_steps = min(warmup_steps, max(1, total_steps - shortest - 1))
+            return warmup_steps, max(1, min(fitted, total_steps - warmup_steps - 1))
+        return warmup_steps, max(fitted, total_steps - warmup_steps)
+
+
+def _refuse_too_long(key: str, warmup_steps: int, total_steps: int | None) -> None:
+    if total_steps is None or warmup_steps < total_steps:
+        return
+    message = f"not shorter than the run: total_steps is {total_steps} → at most {total_steps - 1}"
+    usual = total_steps // 20
+    if usual:
+        message += f"; 5 % of the run, {usual}, is usual"
+    raise problems_at(Finding((key,), warmup_steps, message))
 
 
 def _scaled(steps: int, factor: float) -> int:

@@ -1,8 +1,8 @@
-"""The curves in closed form: the learning rate of update number `step`, from the config and the step alone.
+"""The curves in closed form: the learning rate of update number `step`, from the fields and the step alone.
 
-No curve has history, so a resumed run is the same run. Conventions: steps count from 0; warmup of W steps is
-linear with `lr(W) = lr0`; what follows runs over the T - W steps that remain; from step T on the rate stays at
-`lr_min`. Floor and ceiling are applied last.
+No curve has history, so a resumed run is the same run. Conventions: steps count from 0; warmup of W steps goes from
+`start_lr` to `lr(W) = lr0`, in a straight line but for one-cycle; what follows runs over the T - W steps that remain;
+from step T on the rate stays at `lr_min`. Floor and ceiling are applied last.
 
 Every rate is right to 12 digits, however many steps the run has: the cosine is evaluated as `sin²(π(n-p)/2n)`, the
 half-angle form of `½(1 + cos(πp/n))`, and two rates are mixed from the lower one up, so that nothing cancels.
@@ -11,10 +11,7 @@ half-angle form of `½(1 + cos(πp/n))`, and two rates are mixed from the lower 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from ..errors import UserError
-from .config import BatchScaling, ScheduleConfig
+from typing import Protocol
 
 
 class Schedule(Protocol):
@@ -31,7 +28,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Annealing(ABC):
+class Annealing(ABC):
     """Warmup before, the end after, and the bounds around a curve that falls from `lr0` to `lr_min`."""
 
     lr0: float
@@ -64,21 +61,31 @@ class _Annealing(ABC):
         Raises:
             ValueError: when `step` is negative.
         """
-        if step < 0:
-            raise ValueError(f"step {step} is negative; steps count from 0")
-        if step >= self.total_steps:
-            rate = self.lr_min
-        elif step >= self.warmup_steps:
+        if self.warmup_steps <= step < self.total_steps:
             rate = self._annealed(step)
-        elif self.start_lr <= self.lr0:
-            rate = _mix(self.start_lr, self.lr0, step / self.warmup_steps)
+        elif step >= self.total_steps:
+            rate = self.lr_min
+        elif step >= 0:
+            rate = self._warming(step)
         else:
-            rate = _mix(self.lr0, self.start_lr, (self.warmup_steps - step) / self.warmup_steps)
+            raise ValueError(f"step {step} is negative; steps count from 0")
+        if self.floor <= rate <= self.ceiling:  # asked first: min() and max() take a quarter of the whole step
+            return rate
         return min(max(rate, self.floor), self.ceiling)
 
     @abstractmethod
     def _annealed(self, step: int) -> float:
         """The rate from the end of warmup to the end of the run."""
+
+    def _warming(self, step: int) -> float:
+        if self.start_lr <= self.lr0:
+            return _mix(self.start_lr, self.lr0, self._climbed(step, self.warmup_steps))
+        return _mix(self.lr0, self.start_lr, self._climbed(self.warmup_steps - step, self.warmup_steps))
+
+    @staticmethod
+    def _climbed(position: int, length: int) -> float:
+        """The share of a climb that is done at `position`, 0 at 0 and 1 at `length`."""
+        return position / length
 
 
 def _mix(low: float, high: float, fraction: float) -> float:
@@ -86,8 +93,14 @@ def _mix(low: float, high: float, fraction: float) -> float:
     return high if fraction == 1 else low + (high - low) * fraction
 
 
+def _half_cosine(position: int, length: int) -> float:
+    """`½(1 - cos(πp/n))`: 0 at 0, 1 at `length`, level at both ends."""
+    root = math.sin(math.pi * position / (2 * length))
+    return root * root
+
+
 @dataclass(frozen=True, slots=True)
-class CosineSchedule(_Annealing):
+class CosineSchedule(Annealing):
     """Cosine annealing with warmup, warm restarts and clipping (arXiv:1608.03983, eq. 5).
 
     `LR(p) = lr_min + ½(peak - lr_min)(1 + cos(πp/n))` over a cycle of n steps. Without `cycle_steps` there is
@@ -100,7 +113,7 @@ class CosineSchedule(_Annealing):
     ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        _Annealing.__post_init__(self)  # a class with slots cannot say super() here
+        Annealing.__post_init__(self)  # a class with slots cannot say super() here
         if self.cycle_steps is not None and self.cycle_steps < 1:
             raise ValueError(f"cycle_steps = {self.cycle_steps}: a cycle has at least one step")
         if self.cycle_mult < 1 or not 0 < self.scale <= 1:
@@ -126,17 +139,33 @@ class CosineSchedule(_Annealing):
 
     def _annealed(self, step: int) -> float:
         index, position, length = self.cycle(step)
+        if index == 0:
+            return _mix(self.lr_min, self.lr0, _half_cosine(length - position, length))
         peak = _mix(self.lr_min, self.lr0, self.scale**index)
-        if index > 0 and self.ramp_steps:
-            if position < self.ramp_steps:
-                return _mix(self.lr_min, peak, position / self.ramp_steps)
-            position -= self.ramp_steps
-            length -= self.ramp_steps
-        return _mix(self.lr_min, peak, math.sin(math.pi * (length - position) / (2 * length)) ** 2)
+        if position < self.ramp_steps:
+            return _mix(self.lr_min, peak, position / self.ramp_steps)
+        length -= self.ramp_steps
+        return _mix(self.lr_min, peak, _half_cosine(length - (position - self.ramp_steps), length))
 
 
 @dataclass(frozen=True, slots=True)
-class LinearSchedule(_Annealing):
+class OneCycleSchedule(Annealing):
+    """One cycle (arXiv:1708.07120): a half cosine up from `start_lr` to `lr0` over warmup, one down to `lr_min`.
+
+    It is torch's `OneCycleLR` with `anneal_strategy="cos"`, whose T + 1 steps count the last as its trough:
+    `total_steps = T + 1`, `pct_start = (W + 1)/(T + 1)`, `max_lr = lr0`. With a straight climb it would be
+    `CosineSchedule`.
+    """
+
+    _climbed = staticmethod(_half_cosine)
+
+    def _annealed(self, step: int) -> float:
+        remaining = _half_cosine(self.total_steps - step, self.total_steps - self.warmup_steps)
+        return _mix(self.lr_min, self.lr0, remaining)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSchedule(Annealing):
     """Warmup, then a straight line from `lr0` at step W to `lr_min` at step T; `lr_min = lr0` is constant."""
 
     def _annealed(self, step: int) -> float:
@@ -144,47 +173,37 @@ class LinearSchedule(_Annealing):
         return _mix(self.lr_min, self.lr0, remaining)
 
 
-IMPLEMENTED_KINDS = ("cosine", "cosine_restarts", "linear", "constant")
+@dataclass(frozen=True, slots=True)
+class ExponentialSchedule(Annealing):
+    """Warmup, then the same factor every step, from `lr0` at step W to `lr_min` at step T; `lr_min` is above 0.
 
-
-def peak_lr(config: ScheduleConfig, batch_size: int) -> float:
-    """The peak rate for a global batch of `batch_size` samples, after `scale_with_batch`."""
-    scaling = config.scale_with_batch
-    return config.lr0 if scaling is None else config.lr0 * batch_factor(scaling, batch_size)
-
-
-def batch_factor(scaling: BatchScaling, batch_size: int) -> float:
-    """The factor on `lr0`: linear (arXiv:1706.02677) or square root (arXiv:1404.5997)."""
-    ratio = batch_size / scaling.base_batch_size
-    return ratio if scaling.rule == "linear" else math.sqrt(ratio)
-
-
-def build_schedule(config: ScheduleConfig, *, total_steps: int, batch_size: int) -> Schedule:
-    """The schedule of a run of `total_steps` updates with a global batch of `batch_size` samples.
-
-    Raises:
-        UserError: for a kind that is in the schema and has no curve yet, and for lengths and rates that do not fit
-            once the run's length and batch are known.
+    `LR = lr0^(1-p) · lr_min^p` at the share p of the way: a straight line on a logarithmic axis.
     """
-    if config.kind not in IMPLEMENTED_KINDS:
-        raise UserError(
-            f"schedule.kind = {config.kind}: not available in this version → one of {', '.join(IMPLEMENTED_KINDS)}"
-        )
-    lr0 = peak_lr(config, batch_size)
-    shared: dict[str, Any] = {
-        "lr0": lr0,
-        "total_steps": total_steps,
-        "lr_min": lr0 if config.kind == "constant" else config.lr_min,
-        "warmup_steps": config.warmup.steps,
-        "start_lr": config.warmup.start_lr,
-        "floor": config.clip.floor,
-        "ceiling": math.inf if config.clip.ceiling is None else config.clip.ceiling,
-    }
-    try:
-        if config.kind in ("linear", "constant"):
-            return LinearSchedule(**shared)
-        if config.restarts is None:
-            return CosineSchedule(**shared)
-        return CosineSchedule(**shared, **config.restarts.model_dump(exclude={"on_plateau"}))
-    except ValueError as error:
-        raise UserError(f"schedule: {error}") from error
+
+    def __post_init__(self) -> None:
+        Annealing.__post_init__(self)
+        if self.lr_min == 0:
+            raise ValueError("lr_min = 0: an exponential never reaches it → a rate above 0")
+
+    def _annealed(self, step: int) -> float:
+        length = self.total_steps - self.warmup_steps
+        remaining, done = (self.total_steps - step) / length, (step - self.warmup_steps) / length
+        rate: float = self.lr0**remaining * self.lr_min**done
+        return min(max(rate, self.lr_min), self.lr0)  # rounding would leave the two by a unit in the last place
+
+
+@dataclass(frozen=True, slots=True)
+class StepSchedule(Annealing):
+    """Warmup, then `lr0` times `factor` after every `every_steps` steps, and never below `lr_min`."""
+
+    every_steps: int = 1
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        Annealing.__post_init__(self)
+        if self.every_steps < 1 or not 0 < self.factor < 1:
+            raise ValueError(f"every_steps ≥ 1 and 0 < factor < 1: they are {self.every_steps} and {self.factor}")
+
+    def _annealed(self, step: int) -> float:
+        drops = (step - self.warmup_steps) // self.every_steps
+        return max(self.lr0 * self.factor**drops, self.lr_min)

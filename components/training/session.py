@@ -1,6 +1,7 @@
 """Everything one process trains with: model, optimizer, schedule, data, checkpoints and trace."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,9 +15,9 @@ from torch.utils.data import default_collate
 from ..checkpoint import CheckpointRef, CheckpointStore, Manifest
 from ..checkpoint.store import MODEL_PREFIX, restore
 from ..config import config_digests
-from ..config.models import OptimizerConfig
+from ..config.optimizer import OptimizerConfig, ParameterGroup
 from ..errors import UserError
-from ..schedule import build_schedule
+from ..schedule import build_momentum, build_schedule
 from ..schedule.torch_adapter import ScheduleLR
 from ..task import Split, Task, load_task
 from ..telemetry import TraceWriter
@@ -33,11 +34,36 @@ RNG_PREFIX = "rng."
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """The configured optimizer over all parameters that train."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """The configured optimizer over all parameters that train.
+
+    With `groups`, the first parameter group has what none of them matches, and may be empty; the others follow in
+    their order. So the first group's rate is always the schedule's own.
+
+    Raises:
+        UserError: when a group gets no parameter.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters: Any = _parameter_groups(named, config.groups) if config.groups else list(named.values())
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def _parameter_groups(named: dict[str, nn.Parameter], groups: tuple[ParameterGroup, ...]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [{"params": []}]
+    for group in groups:
+        own_decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
+        made.append({"params": [], "lr_scale": group.lr_scale, **own_decay})
+    for name, parameter in named.items():
+        matching = (number for number, group in enumerate(groups, 1) if re.fullmatch(group.match, name))
+        made[next(matching, 0)]["params"].append(parameter)
+    for number, group in enumerate(groups):
+        if not made[number + 1]["params"]:
+            reason = "matches no parameter that trains → the whole name of one, such as " + next(iter(named), "…")
+            if any(re.fullmatch(group.match, name) for name in named):
+                reason = "groups before it take all that it matches → put it before them, or leave it out"
+            raise UserError(f"optimizer.groups.{number}.match = {group.match!r}: {reason}")
+    return made
 
 
 class Session:
@@ -63,7 +89,8 @@ class Session:
             schedule, total_steps=self.total_steps, batch_size=self.config.training.batch_size
         )
         self.optimizer = build_optimizer(self.module, self.config.optimizer, self.schedule.lr(0))
-        self.scheduler = ScheduleLR(self.optimizer, self.schedule)
+        momentum = build_momentum(schedule, self.schedule, self.config.optimizer.own_momentum)
+        self.scheduler = ScheduleLR(self.optimizer, self.schedule, momentum)
         self.order = DataOrder(
             num_samples=self.num_train_samples,
             batch_size=self.config.training.batch_size,

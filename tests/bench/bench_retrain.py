@@ -14,27 +14,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
+from figures import ROOT, Figure, report
 from rich.console import Console
-from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "manifests" / "configs" / "digits.yaml"
 COMMAND = [sys.executable, "-m", "convergate.cli.main"]
 NUM_RUNS = 5
 NUM_STARTS = 11
 EXPECTED = ["CHALLENGER"] * (NUM_RUNS - 1) + ["PROMOTE"]
-
-
-class Figure(NamedTuple):
-    """One measured figure beside its target."""
-
-    name: str
-    value: float
-    unit: str
-    target: str
-    met: bool
 
 
 def retrain(folder: Path) -> dict[str, Any]:
@@ -100,15 +89,7 @@ def main() -> int:
                 outcomes.append(retrain(Path(folder)))
             steps = " ".join(f"{name} {seconds:.1f}" for name, seconds in outcomes[-1]["step_seconds"].items())
             console.print(f"run {number + 1}: {outcomes[-1]['decision']} in {outcomes[-1]['seconds']:.1f} s ({steps})")
-    figures += run_figures(outcomes)
-    table = Table("figure", "measured", "target", "met")
-    for figure in figures:
-        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, "yes" if figure.met else "NO")
-    console.print(table)
-    kept = ROOT / ".bench" / "retrain.json"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(json.dumps([figure._asdict() for figure in figures], indent=2) + "\n")
-    return 0 if all(figure.met for figure in figures) else 1
+    return report(figures + run_figures(outcomes), "retrain")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 from convergate.canary import CanaryReport
-from convergate.canary.run import COMPRESSED_STEPS, MIN_DRILL_STEPS, accumulation, run_canary
+from convergate.canary.run import COMPRESSED_STEPS, accumulation, run_canary
 from convergate.components.config import RunConfig, parse_config
+from convergate.components.config.models import MIN_DRILL_STEPS
 from convergate.components.config.plan import make_plan
 from convergate.components.errors import ExitCode, UserError
 from convergate.components.storage import RunStore, S3Error, S3Store

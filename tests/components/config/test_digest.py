@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -56,6 +56,7 @@ TRAINING: dict[str, Any] = {
     "optimizer.betas": [0.9, 0.99],
     "optimizer.weight_decay": 0.0,
     "optimizer.grad_clip_norm": None,
+    "optimizer.groups": [{"match": "head.*", "lr_scale": 10.0}],
     "schedule.kind": "cosine_restarts",  # its others go with other keys: below
     "schedule.lr0": 0.2,
     "schedule.lr_min": 0.002,
@@ -70,10 +71,13 @@ TRAINING: dict[str, Any] = {
     "schedule.restarts.on_plateau.metric": "accuracy",
     "schedule.restarts.on_plateau.patience": 4,
     "schedule.restarts.on_plateau.max": 1,
+    "schedule.step.every_steps": 101,
+    "schedule.step.factor": 0.2,
     "schedule.clip.floor": 0.0,
     "schedule.clip.ceiling": None,
     "schedule.momentum.warmup_steps": 0,
     "schedule.momentum.start": 0.85,
+    "schedule.momentum.cycle": True,
     "schedule.scale_with_batch.base_batch_size": 128,
     "schedule.scale_with_batch.rule": "linear",
     "training.batch_size": 128,
@@ -133,9 +137,20 @@ CASES = [
 BASE = parse_config(EVERYTHING)
 
 
-def changed(path: str, value: Any) -> RunConfig:
-    """EVERYTHING with one key changed, through a document so that all is validated again."""
+def base(path: str) -> RunConfig:
+    """EVERYTHING, or what goes in its place with a key that excludes another."""
+    schedule: dict[str, Any] = {}
+    if path.startswith("schedule.step."):
+        schedule = {"kind": "step", "restarts": None, "step": {"every_steps": 100, "factor": 0.5}}
+    if path == "schedule.momentum.cycle":
+        schedule = {"momentum": {"start": 0.5}}
     document = BASE.model_dump(mode="json")
+    return RunConfig.model_validate(document | {"schedule": document["schedule"] | schedule})
+
+
+def changed(path: str, value: Any) -> RunConfig:
+    """The base with one key changed, through a document so that all is validated again."""
+    document = base(path).model_dump(mode="json")
     *sections, name = path.split(".")
     inner = document
     for section in sections:
@@ -149,12 +164,12 @@ def changed(path: str, value: Any) -> RunConfig:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all keys of the schema that hold a value."""
+    """The dotted paths of all keys of the schema that hold a value; a list of sections is one."""
     for name, field in model.model_fields.items():
         sections = [
             part
             for part in (field.annotation, *get_args(field.annotation))
-            if isinstance(part, type) and issubclass(part, BaseModel)
+            if isinstance(part, type) and issubclass(part, BaseModel) and get_origin(field.annotation) is not tuple
         ]
         if sections:
             yield from leaves(sections[0], f"{prefix}{name}.")
@@ -171,9 +186,19 @@ def test_every_key_of_the_schema_has_its_digest_decided() -> None:
 @pytest.mark.parametrize(("path", "value", "digests"), CASES, ids=[path for path, _, _ in CASES])
 def test_a_key_changes_its_digest_and_no_other(path: str, value: Any, digests: set[str]) -> None:
     other = changed(path, value)
-    assert other != BASE
-    before, after = config_digests(BASE).model_dump(), config_digests(other).model_dump()
+    assert other != base(path)
+    before, after = config_digests(base(path)).model_dump(), config_digests(other).model_dump()
     assert {name for name in before if before[name] != after[name]} == digests
+
+
+@pytest.mark.parametrize(
+    "group", [{"match": "head"}, {"match": "head.*", "lr_scale": 2.0}, {"match": "head.*", "weight_decay": 0.0}]
+)
+def test_all_of_a_group_of_parameters_is_in_the_training_digest(parsed: Parsed, group: dict[str, Any]) -> None:
+    before = config_digests(parsed({"optimizer.groups": [{"match": "head.*"}]}))
+    after = config_digests(parsed({"optimizer.groups": [group]}))
+    assert (after.training != before.training, after.policy == before.policy) == (True, True)
+    assert config_digests(parsed({"optimizer.groups": []})) != before
 
 
 def test_processes_count_not_where_they_run() -> None:

@@ -77,6 +77,7 @@ WRONG_VALUES = [
     ("optimizer.betas", 0.9, "0.9", "must be a list", ""),
     ("optimizer.betas", [0.9, 0.99, 0.999], "[0.9, 0.99, 0.999]", "has too many values", ""),
     ("optimizer.grad_clip_norm", 0.0, "0.0", "must be greater than 0", ""),
+    ("optimizer.groups", {"match": "a"}, '{"match": "a"}', "must be a list", ""),
     ("training", 64, "64", "must be a section: keys with values", ""),
     (
         "training.batch_size",
@@ -121,6 +122,36 @@ def test_an_unknown_key_brings_the_nearest_known_one(problems: Problems, path: s
     found = problems({path: 1})[path]
     assert found.reason == "unknown key" + (f"; did you mean `{guess}`?" if guess else "")
     assert found.value == ""
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ({"matsch": "head.*"}, {
+            "match": ("missing", "add `match: …`"),
+            "matsch": ("unknown key; did you mean `match`?", ""),
+        }),
+        ({"match": "head(", "lr_scale": 0}, {
+            "match": ("not a regular expression: 'missing ), unterminated subpattern at position 4'", "such as head.*"),
+            "lr_scale": ("must be greater than 0", ""),
+        }),
+        ({"match": "(?\u2028", "weight_decay": -1}, {
+            "match": ("not a regular expression: 'unknown extension ?\\u2028 at position 1'", "such as head.*"),
+            "weight_decay": ("must be greater than or equal to 0", ""),
+        }),
+        ({"match": "a{99999999999}"}, {
+            "match": ("not a regular expression: 'the repetition number is too large'", "such as head.*"),
+        }),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_group_of_parameters(
+    problems: Problems, group: dict[str, Any], expected: dict[str, tuple[str, str]]
+) -> None:
+    found = problems({"optimizer.groups": [{"match": "stem.*"}, group]})
+    assert {path: (problem.reason, problem.fix) for path, problem in found.items()} == {
+        f"optimizer.groups.1.{key}": text for key, text in expected.items()
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, field in RunConfig.model_fields.items() if name != "schema_version"])

@@ -10,6 +10,7 @@ from convergate.components.config.preflight import Facts, preflight
 Parsed = Callable[..., RunConfig]
 RESTARTS = {"schedule.kind": "cosine_restarts", "schedule.restarts.cycle_steps": 100}
 EPOCHS = {"schedule.total_steps": None, "schedule.total_epochs": 2}
+DROPS = {"schedule.kind": "step", "schedule.step.every_steps": 100}
 SCALING = {"schedule.scale_with_batch.base_batch_size": 256}
 
 
@@ -102,12 +103,100 @@ def test_a_sound_config_has_no_problem(parsed: Parsed) -> None:
             ),
         ),
         (
+            {**DROPS, "schedule.warmup.steps": 300},
+            Problem(
+                "schedule.step.every_steps",
+                "not shorter than the 100 steps after warmup: the rate never drops",
+                "100",
+                "at most 99",
+                "warning",
+            ),
+        ),
+        (
+            {**DROPS, "schedule.warmup.steps": 399},
+            Problem(
+                "schedule.step.every_steps",
+                "not shorter than the 1 steps after warmup: the rate never drops",
+                "100",
+                "",
+                "warning",
+            ),
+        ),
+        (
+            {"schedule.kind": "one_cycle"},
+            Problem(
+                "schedule.warmup.steps",
+                "the cycle has no climb: the rate only falls, as under kind cosine",
+                "0",
+                "30 % of the run is usual",
+                "warning",
+            ),
+        ),
+        (
+            {"schedule.momentum.cycle": True, "optimizer.momentum": 0.8},
+            Problem(
+                "schedule.momentum.start",
+                "above the 0.8 that it is to rise to, of optimizer.momentum",
+                "0.85",
+                "at most 0.8",
+                "error",
+            ),
+        ),
+        (
+            {
+                "schedule.momentum.warmup_steps": 5,
+                "schedule.momentum.start": 0.9,
+                "schedule.lr0": 0.01,
+                "optimizer.kind": "adamw",
+                "optimizer.betas": [0.8, 0.99],
+            },
+            Problem(
+                "schedule.momentum.start",
+                "above the 0.8 that it is to rise to, of optimizer.betas",
+                "0.9",
+                "at most 0.8",
+                "error",
+            ),
+        ),
+        (
             {"training.eval_every_steps": 401},
             Problem(
                 "training.eval_every_steps",
                 "never reached in 400 steps: the run is validated at its end only",
                 "401",
                 "at most 400",
+                "warning",
+            ),
+        ),
+        (
+            {"training.batch_size": 64, "canary.procs_per_node": 6},
+            Problem(
+                "canary.procs_per_node", "training.batch_size = 64 does not divide over them", "6", "at most 4", "error"
+            ),
+        ),
+        (
+            {"training.batch_size": 7},
+            Problem(
+                "canary.procs_per_node", "training.batch_size = 7 does not divide over them", "2", "at most 1", "error"
+            ),
+        ),
+        (
+            {"canary.min_steps": 3, "canary.steps_fraction": 0.008},
+            Problem(
+                "canary.min_steps",
+                "the canary runs 3 of 400 steps: too few for its kill and restore, so it is INCONCLUSIVE",
+                "3",
+                "4 or more, in a run that has as many",
+                "warning",
+            ),
+        ),
+        (
+            {"schedule.total_steps": 3, "training.eval_every_steps": 1},
+            Problem(
+                "canary.min_steps",
+                "the canary runs 3 of 3 steps: too few for its kill and restore, so it is INCONCLUSIVE",
+                "20",
+                "4 or more, in a run that has as many",
                 "warning",
             ),
         ),
@@ -132,7 +221,17 @@ def test_what_experience_says_goes_wrong(parsed: Parsed, values: dict[str, Any],
         {**SCALING, "training.batch_size": 4096, "schedule.warmup.steps": 20, "optimizer.grad_clip_norm": 1.0},
         {**RESTARTS, "schedule.warmup.steps": 300},
         {"training.eval_every_steps": 400},
+        {"training.batch_size": 63, "canary.procs_per_node": 3},
+        {"canary.min_steps": 1, "canary.steps_fraction": 0.01},
+        {"canary.min_steps": 4, "canary.max_steps": 4},
+        {"schedule.total_steps": 4, "training.eval_every_steps": 1},
         {"optimizer.momentum": 0.5},
+        {**DROPS, "schedule.warmup.steps": 299},
+        {"schedule.kind": "one_cycle", "schedule.warmup.steps": 120, "schedule.momentum.cycle": True},
+        {"schedule.kind": "exponential", "schedule.lr_min": 0.001},
+        {"schedule.momentum.warmup_steps": 5},
+        {"schedule.momentum.warmup_steps": 5, "schedule.momentum.start": 0.5, "optimizer.momentum": 0.5},
+        {"optimizer.groups": [{"match": "head.*", "lr_scale": 10.0, "weight_decay": 0.0}]},
     ],
     ids=str,
 )
@@ -143,13 +242,12 @@ def test_what_is_usual_brings_no_warning(parsed: Parsed, values: dict[str, Any])
 @pytest.mark.parametrize(
     ("values", "path", "value"),
     [
-        ({"schedule.kind": "one_cycle"}, "schedule.kind", "one_cycle"),
+        ({"schedule.kind": "plateau"}, "schedule.kind", "plateau"),
         (
             {**RESTARTS, "schedule.restarts.on_plateau": {"metric": "val_loss", "patience": 3, "max": 2}},
             "schedule.restarts.on_plateau",
             "set",
         ),
-        ({"schedule.momentum.warmup_steps": 5}, "schedule.momentum.warmup_steps", "5"),
         ({"training.precision": "fp16"}, "training.precision", "fp16"),
         ({"training.init_from": "champion"}, "training.init_from", "champion"),
         ({"training.early_stopping": {"metric": "val_loss", "patience": 5}}, "training.early_stopping", "set"),
@@ -176,13 +274,22 @@ def test_epochs_are_judged_once_the_data_is_known(parsed: Parsed) -> None:
     }
 
 
-def test_a_warmup_that_epochs_turn_out_too_short_for(parsed: Parsed) -> None:
-    found = preflight(parsed(EPOCHS | {"schedule.warmup.steps": 40}), Facts(num_train_samples=1300))
-    assert found.errors == [
-        Problem(
-            "schedule.warmup.steps", "not shorter than the run: total_epochs = 2 is 40 steps", "40", fix="at most 39"
-        )
-    ]
+def test_a_canary_of_few_steps_that_epochs_turn_out_too_short_for(parsed: Parsed) -> None:
+    """2 epochs of one full batch of 64 are 2 steps, of two are 4."""
+    config = parsed(EPOCHS | {"training.eval_every_steps": 1, "canary.min_steps": 2})
+    assert preflight(config).problems == []
+    (found,) = preflight(config, Facts(num_train_samples=127)).problems
+    assert (found.path, found.level) == ("canary.min_steps", "warning")
+    assert found.reason.startswith("the canary runs 2 of 2 steps")
+    (found,) = preflight(config, Facts(num_train_samples=128)).problems
+    assert found.reason.startswith("the canary runs 2 of 4 steps")
+
+
+@pytest.mark.parametrize("path", ["schedule.warmup.steps", "schedule.momentum.warmup_steps"])
+def test_a_warmup_that_epochs_turn_out_too_short_for(parsed: Parsed, path: str) -> None:
+    found = preflight(parsed(EPOCHS | {path: 40}), Facts(num_train_samples=1300))
+    reason = "not shorter than the run: total_epochs = 2 is 40 steps"
+    assert found.errors == [Problem(path, reason, "40", fix="at most 39")]
 
 
 @pytest.mark.parametrize(("samples", "fix"), [(63, "at most 63"), (0, "")])

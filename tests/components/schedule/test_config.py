@@ -1,9 +1,10 @@
 """The schedule's section: what it refuses, where and why; and its short form for a canary."""
 
+import math
 from typing import Any
 
 import pytest
-from convergate.components.schedule import CosineSchedule, ScheduleConfig, build_schedule
+from convergate.components.schedule import ScheduleConfig, build_schedule
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -60,10 +61,32 @@ def found(fields: dict[str, Any]) -> dict[str, str]:
         ({"warmup": None}, "warmup", "valid dictionary"),
         ({"kind": "cosin"}, "kind", "Input should be 'cosine', 'cosine_restarts'"),
         ({"kind": "cosine_restarts"}, "restarts", "needs its cycles → restarts: {cycle_steps: …}"),
+        (
+            {"kind": "exponential"},
+            "lr_min",
+            "an exponential never reaches 0 → a rate above it; lr0/100, 0.001, is usual",
+        ),
+        ({"kind": "step"}, "step", "kind step needs its drops → step: {every_steps: …}"),
+        ({"step": {"every_steps": 10}}, "step", "has no effect under kind cosine → kind: step"),
+        ({"kind": "step", "step": {"every_steps": 0}}, "step.every_steps", "greater than or equal to 1"),
+        ({"kind": "step", "step": {"every_steps": 9, "factor": 1}}, "step.factor", "less than 1"),
+        ({"kind": "step", "step": {"every_steps": 9, "factor": 0}}, "step.factor", "greater than 0"),
+        ({"kind": "step", "step": {"factor": 0.5}}, "step.every_steps", "Field required"),
         ({"restarts": {"cycle_steps": 10}}, "restarts", "has no effect under kind cosine → kind: cosine_restarts"),
         ({"clip": {"floor": 0.2, "ceiling": 0.1}}, "clip.ceiling", "is below floor = 0.2 → at least 0.2"),
         ({"clip": {"ceiling": 0}}, "clip.ceiling", "greater than 0"),
         ({"momentum": {"start": 1.0}}, "momentum.start", "less than 1"),
+        ({"momentum": {"cycle": 1}}, "momentum.cycle", "valid boolean"),
+        (
+            {"momentum": {"cycle": True, "warmup_steps": 5}},
+            "momentum.cycle",
+            "moves the momentum from step 0 on, and so does warmup_steps = 5 → leave one out",
+        ),
+        (
+            {"momentum": {"warmup_steps": 400}},
+            "momentum.warmup_steps",
+            "not shorter than the run: total_steps is 400 → at most 399; 5 % of the run, 20, is usual",
+        ),
         ({"scale_with_batch": {"base_batch_size": 0}}, "scale_with_batch.base_batch_size", "greater than or equal"),
         ({"warm_up": {}}, "warm_up", "Extra inputs"),
     ],
@@ -118,6 +141,8 @@ def test_a_wrong_value_raises_no_second_problem_about_what_depends_on_it() -> No
         "lr0",
         "total_steps",
     }
+    assert found({"lr0": -1, "kind": "cosin", "total_steps": 400, "step": {"every_steps": 5}}).keys() == {"lr0", "kind"}
+    assert found({"lr0": -1, "kind": "exponential", "total_steps": 400})["lr_min"].endswith("→ a rate above it")
 
 
 def test_a_section_is_immutable() -> None:
@@ -133,15 +158,17 @@ def test_compressed_by_hand() -> None:
             "restarts": {"cycle_steps": 100, "cycle_mult": 2, "scale": 0.8, "ramp_steps": 5},
             "lr_min": 0.001,
             "clip": {"ceiling": 0.05},
+            "momentum": {"warmup_steps": 30, "start": 0.5},
         }
     )
     short = whole.compressed(40)
     assert (short.total_steps, short.warmup.steps) == (40, 2)
     assert short.restarts is not None
     assert (short.restarts.cycle_steps, short.restarts.ramp_steps) == (10, 1)
-    changed = {"total_steps", "total_epochs", "warmup", "restarts"}
+    changed = {"total_steps", "total_epochs", "warmup", "restarts", "momentum"}
     assert short.model_dump(exclude=changed) == whole.model_dump(exclude=changed)
     assert (short.warmup.start_lr, short.restarts.cycle_mult, short.restarts.scale) == (0.01, 2, 0.8)
+    assert (short.momentum.warmup_steps, short.momentum.start) == (3, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -165,22 +192,50 @@ def test_it_restarts_where_the_whole_schedule_does(
     assert (compressed.warmup.steps, compressed.restarts.cycle_steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("total", "warmup", "every", "short", "expected"),
+    [
+        (400, 20, 100, 40, (2, 10)),
+        (400, 0, 399, 20, (0, 19)),  # one step after its only drop; 20 would round it away
+        (400, 20, 380, 40, (2, 38)),  # none in the whole schedule, none in the short one
+        (400, 20, 1000, 40, (2, 100)),
+        (400, 390, 5, 20, (18, 1)),  # warmup makes room for a drop
+        (400, 20, 1, 400, (20, 1)),
+        (400, 200, 100, 2, (1, 1)),
+    ],
+)
+def test_it_drops_where_the_whole_schedule_does(
+    total: int, warmup: int, every: int, short: int, expected: tuple[int, int]
+) -> None:
+    whole = BASE | {"kind": "step", "total_steps": total, "warmup": {"steps": warmup}}
+    compressed = schedule(whole | {"step": {"every_steps": every, "factor": 0.5}}).compressed(short)
+    assert compressed.step is not None
+    assert (compressed.warmup.steps, compressed.step.every_steps) == expected
+    assert compressed.step.factor == 0.5
+
+
 @st.composite
 def schedules(draw: st.DrawFn) -> ScheduleConfig:
     total = draw(st.integers(2, 10_000))
-    fields = {"lr0": 0.1, "total_steps": total, "warmup": {"steps": draw(st.integers(0, total - 1))}}
+    kind = draw(st.sampled_from(["cosine", "exponential", "one_cycle", "step", "cosine_restarts"]))
+    fields = {"kind": kind, "lr0": 0.1, "lr_min": 0.01, "total_steps": total}
+    fields |= {"warmup": {"steps": draw(st.integers(0, total - 1))}}
     if draw(st.booleans()):
+        fields |= {"momentum": {"warmup_steps": draw(st.integers(0, total - 1))}}
+    if kind == "step":
+        fields |= {"step": {"every_steps": draw(st.integers(1, total + 10)), "factor": 0.5}}
+    if kind == "cosine_restarts":
         cycle = draw(st.integers(1, total + 10))
         restarts = {"cycle_steps": cycle, "ramp_steps": draw(st.integers(0, cycle - 1))}
-        fields |= {"kind": "cosine_restarts", "restarts": restarts | {"cycle_mult": draw(st.integers(1, 3))}}
+        fields |= {"restarts": restarts | {"cycle_mult": draw(st.integers(1, 3))}}
     return schedule(fields)
 
 
-def restart_step(config: ScheduleConfig) -> int | None:
-    """The step of the first restart, where the run reaches one."""
+def turns(config: ScheduleConfig) -> bool:
+    """Whether the run reaches a restart or a drop."""
     assert config.total_steps is not None
-    first = config.warmup.steps + config.restarts.cycle_steps if config.restarts else config.total_steps
-    return first if first < config.total_steps else None
+    period = config.restarts.cycle_steps if config.restarts else config.step.every_steps if config.step else math.inf
+    return config.warmup.steps + period < config.total_steps
 
 
 @settings(max_examples=500)
@@ -191,12 +246,12 @@ def test_a_compressed_schedule_fits_and_no_part_disappears(whole: ScheduleConfig
     short = whole.compressed(total)
     assert ScheduleConfig.model_validate(short.model_dump()) == short
     curve = build_schedule(short, total_steps=total, batch_size=1)
-    assert isinstance(curve, CosineSchedule)
     assert curve.lr(short.warmup.steps) == whole.lr0
     assume(total >= 4)  # a step of warmup, a cycle with a ramp, and a step of the next cycle
     assert bool(short.warmup.steps) == bool(whole.warmup.steps)
-    assert (restart_step(short) is None) == (restart_step(whole) is None)
-    if whole.restarts and restart_step(whole) is not None:
+    assert bool(short.momentum.warmup_steps) == bool(whole.momentum.warmup_steps)
+    assert turns(short) == turns(whole)
+    if whole.restarts and turns(whole):
         assert short.restarts is not None
         assert bool(short.restarts.ramp_steps) == bool(whole.restarts.ramp_steps)
 

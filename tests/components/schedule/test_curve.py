@@ -2,17 +2,25 @@
 
 import math
 import sys
+from collections.abc import Callable
+from typing import Any
 
-import mpmath
 import pytest
 import torch
-from convergate.components.errors import UserError
-from convergate.components.schedule import CosineSchedule, Schedule, ScheduleConfig, build_schedule
-from convergate.components.schedule.curve import LinearSchedule
+from convergate.components.schedule import (
+    CosineSchedule,
+    ExponentialSchedule,
+    LinearSchedule,
+    OneCycleSchedule,
+    Schedule,
+    StepSchedule,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedule_reference import CURVES, MILLION, Curve, relative_error, schedules, steps
+from torch.optim import lr_scheduler
 
-MILLION = 1_000_000
+FALLING: list[type[Curve]] = [ExponentialSchedule, LinearSchedule, OneCycleSchedule, StepSchedule]
 
 
 def rates(schedule: Schedule, end: int) -> list[float]:
@@ -24,63 +32,18 @@ def close(expected: object, rel: float = 1e-14, within: float = 0.0) -> object:
     return pytest.approx(expected, rel=rel, abs=within)
 
 
-def exact(schedule: CosineSchedule | LinearSchedule, step: int) -> mpmath.mpf:
-    """The rate as it is defined, in 50 digits; the cycle is found by walking through all of them."""
-    with mpmath.workdps(50):
-        lr0, lr_min = mpmath.mpf(schedule.lr0), mpmath.mpf(schedule.lr_min)
-        start, warmup = mpmath.mpf(schedule.start_lr), schedule.warmup_steps
-        if step >= schedule.total_steps:
-            rate = lr_min
-        elif step < warmup:
-            rate = start + (lr0 - start) * step / warmup
-        elif isinstance(schedule, LinearSchedule):
-            rate = lr0 + (lr_min - lr0) * (step - warmup) / (schedule.total_steps - warmup)
-        else:
-            index, begin, length = 0, warmup, schedule.cycle_steps or schedule.total_steps - warmup
-            while step >= begin + length:
-                index, begin, length = index + 1, begin + length, length * schedule.cycle_mult
-            amplitude, ramp = (lr0 - lr_min) * mpmath.mpf(schedule.scale) ** index, schedule.ramp_steps if index else 0
-            position = step - begin
-            if position < ramp:
-                rate = lr_min + amplitude * position / ramp
-            else:
-                rate = lr_min + amplitude * (1 + mpmath.cos(mpmath.pi * (position - ramp) / (length - ramp))) / 2
-        return min(max(rate, mpmath.mpf(schedule.floor)), mpmath.mpf(schedule.ceiling))
-
-
-@st.composite
-def schedules(draw: st.DrawFn, linear: bool = False) -> CosineSchedule | LinearSchedule:
-    total = draw(st.integers(1, 500) | st.sampled_from([10_000, MILLION, MILLION + 7]))
-    lr0 = draw(st.floats(1e-9, 1e3) | st.sampled_from([0.1, 1e-3]))
-    # Rates that lie close to one another are where a difference loses its digits.
-    close = st.floats(0.999999999, 1).map(lr0.__mul__)
-    lr_min = draw(st.just(0.0) | st.floats(0, lr0) | close)
-    warmup = draw(st.just(0) | st.integers(0, total - 1))
-    start = draw(st.just(0.0) | st.floats(0, 1e3) | close)
-    floor, ceiling = draw(st.sampled_from([(0.0, math.inf), (lr0 / 100, lr0 / 2)]))
-    if linear:
-        return LinearSchedule(lr0, total, lr_min, warmup, start, floor, ceiling)
-    cycle = draw(st.none() | st.integers(max(1, total // 200), total))
-    ramp = draw(st.integers(0, cycle - 1)) if cycle else 0
-    mult, scale = draw(st.integers(1, 4)), draw(st.just(1.0) | st.floats(0.5, 1) | st.floats(0.999999, 1))
-    return CosineSchedule(lr0, total, lr_min, warmup, start, floor, ceiling, cycle, mult, scale, ramp)
-
-
-@pytest.mark.parametrize("linear", [False, True])
-@settings(max_examples=400, deadline=None)
+@pytest.mark.parametrize("curve", CURVES)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_every_rate_has_twelve_digits(linear: bool, data: st.DataObject) -> None:
-    schedule = data.draw(schedules(linear))
-    total, warmup = schedule.total_steps, schedule.warmup_steps
-    edges = [0, warmup - 1, warmup, warmup + 1, total - 2, total - 1, total]
-    for step in {max(0, step) for step in edges} | {data.draw(st.integers(0, total - 1), "step")}:
-        rate, reference = schedule.lr(step), exact(schedule, step)
-        assert abs(rate - reference) <= 1e-12 * reference + sys.float_info.min, (step, rate)
+def test_every_rate_has_twelve_digits(curve: type[Curve], data: st.DataObject) -> None:
+    schedule = data.draw(schedules([curve]))
+    for step in data.draw(steps(schedule, 8)):
+        assert relative_error(schedule, step) <= 1e-12, (step, schedule.lr(step))
 
 
-@settings(max_examples=300)
-@given(schedule=schedules() | schedules(linear=True))
-def test_the_ends_are_exact(schedule: CosineSchedule | LinearSchedule) -> None:
+@settings(max_examples=150, deadline=None)
+@given(schedule=schedules())
+def test_the_ends_are_exact(schedule: Curve) -> None:
     def clipped(rate: float) -> float:
         return min(max(rate, schedule.floor), schedule.ceiling)
 
@@ -88,6 +51,16 @@ def test_the_ends_are_exact(schedule: CosineSchedule | LinearSchedule) -> None:
     assert schedule.lr(warmup) == clipped(schedule.lr0)
     assert schedule.lr(0) == clipped(schedule.start_lr if warmup else schedule.lr0)
     assert {schedule.lr(step) for step in (total, total + 1, 2 * total, 10**15)} == {clipped(schedule.lr_min)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_rate_that_only_falls_stays_between_its_ends(data: st.DataObject) -> None:
+    schedule = data.draw(schedules(FALLING))
+    one, other = sorted(data.draw(st.integers(schedule.warmup_steps, schedule.total_steps)) for _ in range(2))
+    assert schedule.lr(one) >= schedule.lr(other) * (1 - sys.float_info.epsilon)
+    if schedule.ceiling == math.inf:
+        assert schedule.lr0 >= schedule.lr(one) >= schedule.lr_min
 
 
 def test_a_cosine_by_hand() -> None:
@@ -170,10 +143,26 @@ def test_one_step_is_a_run() -> None:
     assert rates(CosineSchedule(lr0=0.3, total_steps=1), 2) == [0.3, 0.0]
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(0.1, 10), LinearSchedule(0.1, 10, warmup_steps=3)])
-def test_a_negative_step_is_refused(schedule: Schedule) -> None:
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_negative_step_is_refused(curve: type[Curve]) -> None:
+    schedule = curve(0.1, 10, 0.01, warmup_steps=3)
     with pytest.raises(ValueError, match="step -1 is negative; steps count from 0"):
         schedule.lr(-1)
+
+
+@pytest.mark.parametrize(
+    ("curve", "fields", "named"),
+    [
+        (ExponentialSchedule, {}, "lr_min = 0: an exponential never reaches it → a rate above 0"),
+        (StepSchedule, {"every_steps": 0}, "they are 0 and 0.1"),
+        (StepSchedule, {"factor": 1.0}, "they are 1 and 1.0"),
+        (StepSchedule, {"factor": 0.0}, "they are 1 and 0.0"),
+        (OneCycleSchedule, {"warmup_steps": 10}, "warmup_steps = 10"),
+    ],
+)
+def test_fields_of_its_own_are_checked_too(curve: type[Curve], fields: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        curve(**({"lr0": 0.1, "total_steps": 10} | fields))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -212,92 +201,63 @@ def test_torch_agrees_within_the_error_of_its_closed_form(
     lr0: float, share: float, total: int, data: st.DataObject
 ) -> None:
     step, lr_min = data.draw(st.integers(0, total)), lr0 * share
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer(lr0), T_max=total, eta_min=lr_min)
+    theirs = lr_scheduler.CosineAnnealingLR(optimizer(lr0), T_max=total, eta_min=lr_min)
     theirs.last_epoch = step
     ours = CosineSchedule(lr0, total, lr_min).lr(step)
     # Theirs adds 1 to a cosine: an absolute error of a few units in the last place of lr0.
     assert ours == close(theirs._get_closed_form_lr()[0], rel=0, within=4 * sys.float_info.epsilon * lr0)
 
 
-def test_torch_agrees_step_by_step() -> None:
-    stepped = optimizer(0.1)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(stepped, T_max=300, eta_min=0.001)
-    ours = CosineSchedule(0.1, 300, 0.001)
-    for step in range(301):
-        assert ours.lr(step) == close(stepped.param_groups[0]["lr"], rel=1e-12)
-        stepped.step()
-        theirs.step()
-
-
-BASE = {"lr0": 0.1, "total_steps": 100}
-
-
-def built(config: dict[str, object], total_steps: int = 100, batch_size: int = 64) -> Schedule:
-    return build_schedule(ScheduleConfig.model_validate(config), total_steps=total_steps, batch_size=batch_size)
-
-
-def test_every_key_of_the_config_reaches_the_curve() -> None:
-    config = BASE | {
-        "kind": "cosine_restarts",
-        "lr_min": 0.01,
-        "warmup": {"steps": 10, "start_lr": 0.02},
-        "restarts": {"cycle_steps": 20, "cycle_mult": 2, "scale": 0.5, "ramp_steps": 3},
-        "clip": {"floor": 0.03, "ceiling": 0.09},
-    }
-    assert built(config) == CosineSchedule(0.1, 100, 0.01, 10, 0.02, 0.03, 0.09, 20, 2, 0.5, 3)
-
-
-def test_a_cosine_without_restarts_is_one_cycle() -> None:
-    schedule = built(BASE | {"warmup": {"steps": 10}})
-    assert isinstance(schedule, CosineSchedule)
-    assert schedule.cycle(99) == (0, 89, 90)
-
-
-def test_a_line_by_hand() -> None:
-    schedule = built({"kind": "linear", "lr0": 0.5, "lr_min": 0.1, "total_steps": 8, "warmup": {"steps": 4}}, 8)
-    assert rates(schedule, 10) == close([0, 0.125, 0.25, 0.375, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
-
-
-@given(lr0=st.floats(1e-9, 10), step=st.integers(5, 10**6))
-def test_a_constant_rate_is_lr0_bit_for_bit(lr0: float, step: int) -> None:
-    schedule = built({"kind": "constant", "lr0": lr0, "total_steps": 100, "warmup": {"steps": 5}})
-    assert schedule.lr(step) == lr0
-    assert schedule.lr(4) < lr0
-
-
-@pytest.mark.parametrize(("rule", "peak"), [("linear", 0.025), ("sqrt", 0.05)])
-def test_the_peak_scales_with_the_batch(rule: str, peak: float) -> None:
-    scaling = {"base_batch_size": 256, "rule": rule}
-    assert built(BASE | {"scale_with_batch": scaling}, batch_size=64).lr(0) == peak
-    assert built(BASE | {"scale_with_batch": scaling}, batch_size=256).lr(0) == 0.1
-
-
-@pytest.mark.parametrize("kind", ["exponential", "step", "one_cycle", "plateau"])
-def test_a_kind_without_a_curve_is_refused(kind: str) -> None:
-    with pytest.raises(UserError, match=f"schedule.kind = {kind}: not available in this version → one of cosine,"):
-        built(BASE | {"kind": kind})
-
-
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(
-    ("config", "total_steps", "named"),
+    ("theirs", "ours"),
     [
-        ({"warmup": {"steps": 40}}, 40, "warmup_steps = 40 is not shorter than the run: total_steps is 40 → 0 to 39"),
-        ({"warmup": {"steps": 50}}, 40, "warmup_steps = 50"),
-        ({}, 0, "total_steps = 0: a run has at least one step"),
-        ({"scale_with_batch": {"base_batch_size": 1}, "lr0": 1e308}, 40, "lr0 = inf"),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=300, eta_min=0.001), CosineSchedule(0.1, 300, 0.001)),
+        (lambda o: lr_scheduler.LinearLR(o, 1.0, 0.01, total_iters=300), LinearSchedule(0.1, 300, 0.001)),
+        (lambda o: lr_scheduler.LinearLR(o, 0.25, 1.0, total_iters=300), LinearSchedule(0.1, 301, 0, 300, 0.025)),
+        (lambda o: lr_scheduler.ExponentialLR(o, 0.01 ** (1 / 300)), ExponentialSchedule(0.1, 300, 0.001)),
+        (lambda o: lr_scheduler.StepLR(o, 70, 0.3), StepSchedule(0.1, 301, every_steps=70, factor=0.3)),
+        (
+            lambda o: lr_scheduler.OneCycleLR(o, 0.1, 301, pct_start=91 / 301, div_factor=20, final_div_factor=50),
+            OneCycleSchedule(0.1, 300, 0.0001, warmup_steps=90, start_lr=0.005),
+        ),
+        (
+            lambda o: lr_scheduler.OneCycleLR(
+                o, 0.1, 301, pct_start=91 / 301, anneal_strategy="linear", div_factor=20, final_div_factor=50
+            ),
+            LinearSchedule(0.1, 300, 0.0001, warmup_steps=90, start_lr=0.005),
+        ),
     ],
+    ids=["cosine", "linear", "linear warmup", "exponential", "step", "one cycle", "one straight cycle"],
 )
-def test_epochs_that_turn_out_too_short_are_one_line(
-    kind: str, config: dict[str, object], total_steps: int, named: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        built({"kind": kind, "lr0": 0.1, "total_epochs": 2} | config, total_steps)
-    assert named in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_torch_agrees_step_by_step(theirs: Callable[[torch.optim.Optimizer], Any], ours: Curve) -> None:
+    stepped = optimizer(0.1)
+    scheduler = theirs(stepped)
+    for step in range(301):
+        assert ours.lr(step) == close(stepped.param_groups[0]["lr"], rel=1e-12), step
+        if step < 300:
+            stepped.step()
+            scheduler.step()
 
 
-def test_a_batch_that_scales_the_peak_below_the_minimum_is_refused() -> None:
-    config = BASE | {"lr_min": 0.05, "scale_with_batch": {"base_batch_size": 256}}
-    with pytest.raises(UserError, match=r"lr0 = 0.025, lr_min = 0.05"):
-        built(config, batch_size=64)
+def test_an_exponential_by_hand() -> None:
+    schedule = ExponentialSchedule(lr0=1.0, total_steps=6, lr_min=1e-4, warmup_steps=2)
+    assert rates(schedule, 8) == close([0, 0.5, 1.0, 0.1, 0.01, 0.001, 1e-4, 1e-4])
+
+
+def test_an_exponential_over_all_magnitudes_keeps_its_digits() -> None:
+    """The ratio of its ends is below the smallest float."""
+    schedule = ExponentialSchedule(lr0=1e200, total_steps=4, lr_min=1e-200)
+    assert rates(schedule, 5) == close([1e200, 1e100, 1.0, 1e-100, 1e-200], rel=1e-13)
+
+
+def test_drops_by_hand() -> None:
+    schedule = StepSchedule(lr0=0.8, total_steps=10, lr_min=0.15, warmup_steps=2, every_steps=3, factor=0.5)
+    assert rates(schedule, 12) == close([0, 0.4, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2, 0.15, 0.15])
+    assert StepSchedule(0.8, 100, 0.15, every_steps=3, factor=0.5).lr(99) == 0.15
+
+
+def test_one_cycle_by_hand() -> None:
+    root = math.sqrt(2) / 4
+    schedule = OneCycleSchedule(lr0=1.0, total_steps=8, warmup_steps=4)
+    up = [0, 0.5 - root, 0.5, 0.5 + root]
+    assert rates(schedule, 9) == close([*up, 1.0, *reversed(up)])

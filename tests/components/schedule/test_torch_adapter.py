@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import torch
 from convergate.components.errors import UserError
-from convergate.components.schedule import CosineSchedule
-from convergate.components.schedule.curve import LinearSchedule
+from convergate.components.schedule import (
+    CosineSchedule,
+    LinearSchedule,
+    MomentumCycle,
+    MomentumSchedule,
+    MomentumWarmup,
+)
 from convergate.components.schedule.torch_adapter import ScheduleLR
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, SequentialLR
@@ -94,6 +99,33 @@ def test_a_rate_that_is_a_tensor_is_set_in_place() -> None:
     assert scheduler.get_last_lr() == [SCHEDULE.lr(1)]
 
 
+CYCLE = MomentumCycle(SCHEDULE, low=0.5, high=0.9)
+
+
+def test_the_momentum_of_every_group_is_set() -> None:
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE, CYCLE)
+    for step in range(35):
+        assert [group["momentum"] for group in optimizer.param_groups] == [CYCLE.momentum(step)] * 2
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_first_beta_is_a_momentum_and_the_second_stays() -> None:
+    optimizer = Adam(parts()[0].parameters(), lr=1.0, betas=(0.8, 0.95))
+    scheduler = ScheduleLR(optimizer, SCHEDULE, MomentumWarmup(low=0.4, high=0.8, warmup_steps=4))
+    assert optimizer.param_groups[0]["betas"] == (0.4, 0.95)
+    scheduler.step(1)
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.95)
+
+
+def test_an_optimizer_without_momentum_is_refused() -> None:
+    optimizer = torch.optim.Adagrad(parts()[0].parameters())
+    with pytest.raises(UserError, match="^Adagrad has no momentum to schedule → SGD, or one with betas$"):
+        ScheduleLR(optimizer, SCHEDULE, CYCLE)
+    ScheduleLR(optimizer, SCHEDULE)
+
+
 def test_it_works_inside_another_scheduler() -> None:
     _, optimizer = parts()
     first = ConstantLR(optimizer, factor=0.5, total_iters=100)
@@ -107,20 +139,21 @@ def test_it_works_inside_another_scheduler() -> None:
     assert used[:3] == [used[0]] * 3
 
 
+@pytest.mark.parametrize("momentum", [None, CYCLE, MomentumWarmup(low=0.5, high=0.9, warmup_steps=20)])
 @pytest.mark.parametrize("scheduler_first", [True, False])
-def test_a_resumed_loop_is_the_uninterrupted_one(scheduler_first: bool) -> None:
+def test_a_resumed_loop_is_the_uninterrupted_one(scheduler_first: bool, momentum: MomentumSchedule | None) -> None:
     whole, optimizer = parts()
-    used = train(whole, optimizer, ScheduleLR(optimizer, SCHEDULE), range(30))
+    used = train(whole, optimizer, ScheduleLR(optimizer, SCHEDULE, momentum), range(30))
 
     model, optimizer = parts()
-    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    scheduler = ScheduleLR(optimizer, SCHEDULE, momentum)
     before = train(model, optimizer, scheduler, range(17))
     saved = json.loads(json.dumps(scheduler.state_dict(), allow_nan=False))
     tensors = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
 
     again, optimizer = parts()
     again.load_state_dict(tensors[0])
-    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    scheduler = ScheduleLR(optimizer, SCHEDULE, momentum)
     loads = [lambda: scheduler.load_state_dict(saved), lambda: optimizer.load_state_dict(tensors[1])]
     for load in loads if scheduler_first else reversed(loads):
         load()
@@ -166,6 +199,16 @@ def test_a_state_of_another_schedule_is_refused_by_the_fields_that_differ(
     assert scheduler.last_epoch == 0
     scheduler.load_state_dict(theirs.state_dict(), allow_changed_schedule=True)
     assert scheduler.get_last_lr() == [SCHEDULE.lr(12), SCHEDULE.lr(12) * 0.3]
+
+
+def test_a_state_of_another_momentum_is_refused_and_one_of_none_is_what_it_was() -> None:
+    saved = ScheduleLR(parts()[1], SCHEDULE, CYCLE).state_dict()
+    with pytest.raises(UserError, match="momentum.high: saved '0.9', now None; momentum.kind: saved 'MomentumCycle'"):
+        ScheduleLR(parts()[1], SCHEDULE).load_state_dict(saved)
+    with pytest.raises(UserError, match=r"another one \(momentum.low: saved '0.5', now '0.6'\)"):
+        ScheduleLR(parts()[1], SCHEDULE, MomentumCycle(SCHEDULE, 0.6, 0.9)).load_state_dict(saved)
+    bare = ScheduleLR(parts()[1], SCHEDULE).state_dict()
+    assert not [name for name in bare["schedule"] if "momentum" in name]
 
 
 def test_a_difference_in_the_last_digit_is_one() -> None:
