@@ -75,7 +75,7 @@ def _log_model(config: RunConfig, mlflow_run: str, uri: str, digest: str) -> Any
     signature = _signature(model.eval(), example)
     mlflow.set_tracking_uri(tracking_uri())
     try:
-        return mlflow.pytorch.log_model(
+        logged = mlflow.pytorch.log_model(
             model,
             name="model",
             signature=signature,
@@ -84,8 +84,11 @@ def _log_model(config: RunConfig, mlflow_run: str, uri: str, digest: str) -> Any
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
             run_id=mlflow_run,
         )
+        # torch.export saves what it cannot load: a submodule named `code`, which hides one of torch's own.
+        mlflow.pytorch.load_model(logged.model_uri)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"task.model() cannot be exported by torch.export: {first_line(error)}") from error
+    return logged
 
 
 def _signature(model: "nn.Module", example: "Tensor") -> "ModelSignature":

@@ -86,6 +86,7 @@ def mlflow_client(timeout_s: float | None = None) -> Iterator["MlflowClient"]:
     for name, value in _REQUEST_LIMITS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = wait_for_mlflow(timeout_s)
     import requests
     from mlflow import MlflowClient

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .protocol import SPLITS, Split, TableSpec
+from .protocol import Split, TableSpec
+from .splits import stratified_splits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 MAX_PIXEL = 16.0
-_FRACTIONS = (0.70, 0.85)
 
 
 class DigitsTask:
@@ -91,12 +91,4 @@ class DigitsTask:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
-        labels = bunch.target
-        splits = np.empty(len(labels), dtype=object)
-        random = np.random.default_rng(self.split_seed)
-        for digit in np.unique(labels):
-            rows = random.permutation(np.flatnonzero(labels == digit))
-            bounds = [round(len(rows) * fraction) for fraction in _FRACTIONS]
-            for name, part in zip(SPLITS, np.split(rows, bounds), strict=True):
-                splits[part] = name
-        return bunch.data, labels, splits
+        return bunch.data, bunch.target, stratified_splits(bunch.target, self.split_seed)

@@ -16,6 +16,7 @@ from ..documents import config_text
 from .conftest import Convergate
 
 WriteConfig = Callable[..., str]
+SHIPPED = sorted((Path(__file__).parents[2] / "manifests" / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -46,6 +47,11 @@ class TestValidate:
         assert answer.code == 0
         assert answer.json["checks"] > 10
         assert {**answer.json, "checks": 0} == {"valid": True, "checks": 0, "problems": [], **digests.model_dump()}
+
+    @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+    def test_a_shipped_config_has_no_problem_on_its_tasks_data(self, convergate: Convergate, config: Path) -> None:
+        answer = convergate("validate", str(config), "--json")
+        assert (answer.code, answer.json["problems"]) == (0, [])
 
     @pytest.mark.parametrize(
         ("old", "new", "path"),

@@ -145,6 +145,18 @@ class Pair(nn.Module):
         return x, x
 
 
+class Reserved(nn.Module):
+    """Has a submodule under a name of torch's own: it is exported, and cannot be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.code(x)
+        return output
+
+
 def use(monkeypatch: pytest.MonkeyPatch, model: nn.Module, example: Tensor) -> None:
     """Let the config's task give this model."""
     task = DigitsTask()
@@ -158,10 +170,11 @@ def use(monkeypatch: pytest.MonkeyPatch, model: nn.Module, example: Tensor) -> N
     "case",
     [
         (Branching(), 2, r"task.model\(\) cannot be exported by torch.export: "),
+        (Reserved(), 2, r"task.model\(\) cannot be exported by torch.export: .* references nonexistent attribute"),
         (Pair(), 2, "have to be one tensor each"),
         (nn.Identity(), 1, r"task.example\(\) has the shape \[1, 3\] → a batch of 2"),
     ],
-    ids=["branching", "pair", "batch-of-one"],
+    ids=["branching", "reserved-name", "pair", "batch-of-one"],
 )
 def test_a_model_that_cannot_be_exported_is_the_users_to_mend(
     s3: str,

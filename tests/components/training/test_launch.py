@@ -78,16 +78,14 @@ def test_after_kill_9_of_a_worker_weights_and_trace_are_those_of_an_uninterrupte
 
 
 @pytest.mark.usefixtures("tasks")
-@pytest.mark.parametrize(("kind", "precision"), [("adamw", "fp32"), ("sgd", "bf16")])
-def test_also_with_accumulation_adamw_bf16_and_an_awkward_task(s3: str, kind: str, precision: str) -> None:
+def test_also_with_accumulation_adamw_bf16_and_an_awkward_task(s3: str) -> None:
     changes = {
         "task": {"factory": "odd_tasks:Awkward", "params": {"width": 8}},
-        "optimizer.kind": kind,
-        "training.precision": precision,
+        "optimizer.kind": "adamw",
+        "schedule.lr0": 0.003,
+        "training.precision": "bf16",
         "training.grad_accumulation": 2,
     }
-    if kind == "adamw":
-        changes["schedule.lr0"] = 0.003
     whole = run(job(s3, "whole", changes))
     killed = run(job(s3, "killed", changes, kill_at_step=13), max_restarts=1)
     assert weights(killed) == weights(whole)
@@ -227,14 +225,10 @@ def test_replicas_that_part_are_caught_at_the_next_checksum(s3: str) -> None:
         ("Endless", r"dataset\('train'\) has no length"),
     ],
 )
-def test_a_task_that_cannot_be_trained_is_said_in_one_line_and_not_started_again(
-    s3: str, task: str, message: str
-) -> None:
-    one = job(s3, "run", {"task.factory": f"odd_tasks:{task}"})
+def test_a_task_that_cannot_be_trained_is_said_in_one_line(s3: str, task: str, message: str) -> None:
     with pytest.raises(LaunchError, match=message) as caught:
-        run(one, max_restarts=1)
+        run(job(s3, "run", {"task.factory": f"odd_tasks:{task}"}))
     assert caught.value.exit_code == ExitCode.USAGE
-    assert len(list(S3Store().list(S3Location.parse(one.result_uri + ".attempts")))) == 1
 
 
 @pytest.mark.usefixtures("tasks")
@@ -258,9 +252,11 @@ def test_a_process_whose_parent_is_gone_ends_at_once() -> None:
     assert b"Zen" in subprocess.run(command, env=mine, capture_output=True, check=True).stdout
 
 
-def test_a_batch_larger_than_the_data_is_said(s3: str) -> None:
-    with pytest.raises(LaunchError, match="training split has 1258 samples|training split has 12"):
-        run(job(s3, "run", {"training.batch_size": 4096}))
+def test_what_only_the_user_can_mend_is_not_tried_again(s3: str) -> None:
+    one = job(s3, "run", {"training.batch_size": 4096})
+    with pytest.raises(LaunchError, match=r"training split has 12\d\d samples"):
+        run(one, max_restarts=1)
+    assert len(list(S3Store().list(S3Location.parse(one.result_uri + ".attempts")))) == 1
 
 
 @pytest.mark.usefixtures("tasks")
