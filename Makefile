@@ -25,7 +25,8 @@ install: .venv/installed ## Install into .venv
 retrain: .venv/installed ## Retrain on real data: validate, canary, train, evaluate, decide, promote
 	@$(BIN)/convergate retrain $(CONFIG)
 
-# Coverage is measured in every process, the workers and the steps included. A file's tests share their servers.
+# Coverage is measured in the processes that the rooms' tests start, too; the whole runs of tests/e2e are not traced.
+# The tests of a file share their servers.
 test: .venv/installed-test ## Run all tests, with line coverage
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(TESTS)

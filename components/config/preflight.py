@@ -68,6 +68,7 @@ def _availability(config: RunConfig) -> list[Problem | None]:
         "training.early_stopping": ("set", config.training.early_stopping is not None),
         "distributed.launcher": (config.distributed.launcher, config.distributed.launcher != "local"),
         "distributed.nodes": (config.distributed.nodes, config.distributed.nodes > 1),
+        "canary.nodes": (config.canary.nodes, config.canary.nodes > 1),
         "distributed.strategy": (config.distributed.strategy, config.distributed.strategy != "ddp"),
     }
     return [

@@ -113,6 +113,7 @@ def lineage(page: RunPage) -> list[tuple[str, str]]:
         ("seed", decision.seed if decision else plan.seed if plan else None),
         ("commit", (decision.commit if decision else None) or (plan.commit if plan else None)),
         ("image", plan.image if plan else None),
+        ("data", page.config.data.uri if page.config is not None else None),
         ("data digest", page.data.data_digest if page.data else None),
         ("data snapshot", page.data.snapshot if page.data else None),
         ("ran on", f"{training.world_size} × {training.device}" if training else None),

@@ -253,6 +253,7 @@ def test_what_is_usual_brings_no_warning(parsed: Parsed, values: dict[str, Any])
         ({"training.early_stopping": {"metric": "val_loss", "patience": 5}}, "training.early_stopping", "set"),
         ({"distributed.launcher": "trainjob"}, "distributed.launcher", "trainjob"),
         ({"distributed.nodes": 2}, "distributed.nodes", "2"),
+        ({"canary.nodes": 2}, "canary.nodes", "2"),
         ({"distributed.strategy": "fsdp2"}, "distributed.strategy", "fsdp2"),
     ],
 )
