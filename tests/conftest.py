@@ -4,7 +4,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import boto3
@@ -48,7 +50,8 @@ def moto_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve
     port = servers.free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     log = tmp_path_factory.mktemp("moto") / "moto.log"
-    with servers.running(command, log, {}, wait_for=port):
+    with ExitStack() as stack:
+        _enter_untraced(stack, servers.running(command, log, {}, wait_for=port))
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -66,8 +69,8 @@ def moto(moto_environment: servers.Environment, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def mlflow_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Environment]:
     """The variables that lead to an `mlflow server` on a fresh SQLite file; it may still be starting."""
-    with servers.mlflow_server(tmp_path_factory.mktemp("mlflow")) as environment:
-        yield environment
+    with ExitStack() as stack:
+        yield _enter_untraced(stack, servers.mlflow_server(tmp_path_factory.mktemp("mlflow")))
 
 
 @pytest.fixture
@@ -92,6 +95,14 @@ def require_tool() -> Callable[[str], Path]:
         return Path(found)
 
     return require
+
+
+def _enter_untraced(stack: ExitStack, server: AbstractContextManager[Any]) -> Any:
+    """Start a server without coverage, which would only slow it down: the code in it is not ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            patch.delenv(name)
+        return stack.enter_context(server)
 
 
 def _fresh_bucket(environment: servers.Environment, monkeypatch: pytest.MonkeyPatch) -> str:
