@@ -52,16 +52,16 @@ def median_seconds(run: Callable[[], object], times: int) -> float:
 
 
 def run_figures(outcomes: list[dict[str, Any]]) -> list[Figure]:
-    """What the issue of the main job asks for, over the five runs."""
+    """The figures of the five runs beside their targets."""
     decisions = [outcome["decision"] for outcome in outcomes]
-    slowest = max(outcome["seconds"] for outcome in outcomes[1:])
+    slowest = max(outcome["seconds"] for outcome in outcomes)
     worst = min(outcome["evaluation"]["value"] for outcome in outcomes)
     seeds = {outcome["plan"]["seed"] for outcome in outcomes}
     deviation = max(outcome["training"]["max_lr_deviation"] for outcome in outcomes)
     matching = sum(found == expected for found, expected in zip(decisions, EXPECTED, strict=True))
     return [
         Figure("decisions as expected, the fifth PROMOTE", matching, "of 5", "5", decisions == EXPECTED),
-        Figure("slowest retrain, installed and warm", slowest, "s", "< 60", slowest < 60),
+        Figure("slowest retrain, installed", slowest, "s", "< 60", slowest < 60),
         Figure("lowest test accuracy", worst, "", "≥ 0.97", worst >= 0.97),
         Figure("different seeds", len(seeds), "of 5", "5", len(seeds) == NUM_RUNS),
         Figure("largest LR deviation", deviation, "", "0", deviation == 0),

@@ -78,12 +78,13 @@ def test_after_kill_9_of_a_worker_weights_and_trace_are_those_of_an_uninterrupte
 
 
 @pytest.mark.usefixtures("tasks")
-def test_also_with_accumulation_adamw_bf16_and_an_awkward_task(s3: str) -> None:
+@pytest.mark.parametrize(("kind", "lr0", "precision"), [("adamw", 0.003, "fp32"), ("sgd", 0.1, "bf16")])
+def test_also_with_accumulation_adamw_bf16_and_an_awkward_task(s3: str, kind: str, lr0: float, precision: str) -> None:
     changes = {
         "task": {"factory": "odd_tasks:Awkward", "params": {"width": 8}},
-        "optimizer.kind": "adamw",
-        "schedule.lr0": 0.003,
-        "training.precision": "bf16",
+        "optimizer.kind": kind,
+        "schedule.lr0": lr0,
+        "training.precision": precision,
         "training.grad_accumulation": 2,
     }
     whole = run(job(s3, "whole", changes))
