@@ -27,8 +27,10 @@ KILL_SECONDS = GRACE_SECONDS + 10.0
 """After SIGTERM, until the agent itself is killed."""
 FAILURES_VARIABLE = "CONVERGATE_FAILURES"
 """Names the folder where workers note why they failed."""
-_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
-"""torchrun's line about a worker that a signal ended."""
+_ENDED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+) ")
+"""In torchrun's list of failed workers at its end: one that a signal ended."""
+_KILLED_BY_AGENT = "Unable to shutdown process"
+_TAIL_LINES = 1000
 
 
 class LaunchError(ConvergateError):
@@ -131,7 +133,7 @@ def _forwarding(process: "subprocess.Popen[str]") -> Iterator[list[int]]:
 
 
 def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) -> "deque[str]":
-    tail: deque[str] = deque(maxlen=60)
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
     assert process.stdout is not None
     for line in process.stdout:
         tail.append(line.rstrip())
@@ -146,13 +148,22 @@ def _failure(folder: Path, tail: "deque[str]") -> LaunchError | None:
     """
     notes = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
     last = [note for note in notes if note["restart"] == max(note["restart"] for note in notes)]
-    killed = next((match for line in reversed(tail) if (match := _KILLED.search(line))), None)
-    if killed and int(killed[2]) not in {note["rank"] for note in last}:
-        name = signal.Signals(int(killed[1])).name
-        hint = ": out of memory, or killed by hand" if name == "SIGKILL" else ""
-        return LaunchError(f"rank {killed[2]} was ended by {name}{hint}")
+    killed = _killed("\n".join(tail), {note["rank"] for note in last})
+    if killed is not None:
+        return killed
     if last:
         note = min(last, key=lambda note: note["time"])
         return LaunchError(f"rank {note['rank']}: {note['error']}", ExitCode(note["exit_code"]))
     lines = [line for line in tail if "Error" in line and not line.startswith((" ", "Traceback"))]
     return LaunchError(lines[0]) if lines else None
+
+
+def _killed(output: str, noted: set[int]) -> LaunchError | None:
+    """A worker that a signal ended without a word of its own, SIGTERM aside: that is the agent's, after a failure."""
+    for rank, number in _ENDED.findall(output):
+        name = signal.Signals(int(number)).name
+        if int(rank) in noted or name == "SIGTERM" or (name == "SIGKILL" and _KILLED_BY_AGENT in output):
+            continue
+        hint = ": out of memory, or killed by hand" if name == "SIGKILL" else ""
+        return LaunchError(f"rank {rank} was ended by {name}{hint}")
+    return None
