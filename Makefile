@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= manifests/configs/digits.yaml
+KILLS ?= 200
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test lint format bench compile docs clean
+.PHONY: help install retrain test lint format bench chaos compile docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,9 +47,13 @@ format: .venv/installed-test ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed-test ## Run the benchmarks: cost and error of a schedule's step, five real runs, start-up time
+bench: .venv/installed-test ## Run the benchmarks: the schedule's step, the loop beside its peers, five real runs, start-up time
 	$(BIN)/python tests/bench/bench_schedule.py
+	$(BIN)/python tests/bench/bench_loop.py
 	$(BIN)/python tests/bench/bench_retrain.py
+
+chaos: .venv/installed-test ## Kill real runs KILLS times, drawn from SEED, and compare them with uninterrupted ones
+	$(BIN)/python tests/chaos/chaos.py --kills $(KILLS) --seed $(SEED)
 
 compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/
 	$(BIN)/convergate compile -o out

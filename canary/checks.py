@@ -23,8 +23,8 @@ def check(name: str, good: bool, figure: str, threshold: str, reason: str) -> Ch
 
 
 def finite(trace: "pd.DataFrame", phase: str) -> Check:
-    """There are steps, and no loss and no gradient norm is NaN or infinite."""
-    bad = trace[~(trace["loss"].map(math.isfinite) & trace["grad_norm"].map(math.isfinite))]
+    """There are steps, and no loss is NaN or infinite, and no gradient norm but of an fp16 overflow."""
+    bad = trace[~(trace["loss"].map(math.isfinite) & trace["grad_norm"].map(math.isfinite)) & ~_overflows(trace)]
     reason = "no step was run"
     if len(bad):
         first = bad.sort_values("step").iloc[0]
@@ -34,32 +34,47 @@ def finite(trace: "pd.DataFrame", phase: str) -> Check:
     return check(f"finite, {phase}", bad.empty and not trace.empty, figure, "0", reason)
 
 
-def falling_loss(trace: "pd.DataFrame") -> Check:
-    """The median loss of the last quarter of the steps is not above that of the first; losses may be negative."""
+def _overflows(trace: "pd.DataFrame") -> "pd.Series[bool]":
+    """Which updates were left out although their loss is finite: so fp16 finds its loss scale."""
+    return ~trace["applied"].astype(bool) & trace["loss"].map(math.isfinite).astype(bool)
+
+
+def falling_loss(trace: "pd.DataFrame", untrained: "pd.DataFrame | None" = None) -> Check:
+    """The median loss of the last quarter of the steps is not above that of the first; losses may be negative.
+
+    Weights that are trained already are near a minimum, which a rate that warms up again leaves (arXiv:2308.04014):
+    with `untrained`, the first step of a model with random weights, the loss may rise half of the way to its loss.
+    """
     losses = trace.groupby("step")["loss"].mean()
     quarter = max(1, len(losses) // 4)
     first, last = float(losses.iloc[:quarter].median()), float(losses.iloc[-quarter:].median())
-    good = math.isfinite(last) and last <= first + LOSS_RISE * abs(first)
+    allowed, threshold = first + LOSS_RISE * abs(first), f"rise ≤ {LOSS_RISE:.0%} of the first quarter's"
+    if untrained is not None:
+        start = float(untrained["loss"].mean())
+        allowed = max(allowed, first + (start - first) / 2)
+        threshold = f"≤ {allowed:.4g}, half of the way to {start:.4g}, untrained"
     return check(
         "falling loss",
-        good,
+        math.isfinite(last) and last <= allowed,
         f"{first:.4g} → {last:.4g}",
-        f"rise ≤ {LOSS_RISE:.0%} of the first quarter's",
+        threshold,
         f"the loss rises from {first:.4g} to {last:.4g} over {len(losses)} steps: the learning rate is too high",
     )
 
 
-def bounded_gradient(trace: "pd.DataFrame") -> Check:
-    """The gradient norm before clipping stays within a factor of where it began."""
-    norms = trace.groupby("step")["grad_norm"].mean()
+def bounded_gradient(trace: "pd.DataFrame", untrained: "pd.DataFrame | None" = None) -> Check:
+    """The gradient norm before clipping stays within a factor of where it began, or where `untrained` weights do."""
+    norms = trace[~_overflows(trace)].groupby("step")["grad_norm"].mean()
     quarter = max(1, len(norms) // 4)
     start, largest = float(norms.iloc[:quarter].median()), float(norms.max(skipna=False))
-    good = math.isfinite(largest) and largest <= GRADIENT_RISE * start
+    usual, threshold = start, "the first quarter's median"
+    if untrained is not None:
+        usual, threshold = max(start, float(untrained["grad_norm"].mean())), "an untrained model's"
     return check(
         "bounded gradient",
-        good,
+        math.isfinite(largest) and largest <= GRADIENT_RISE * usual,
         f"largest {largest:.4g}, at first {start:.4g}",
-        f"≤ {GRADIENT_RISE:g} × the first quarter's median",
+        f"≤ {GRADIENT_RISE:g} × {threshold}",
         f"the gradient norm grows from {start:.4g} to {largest:.4g}: gradients explode → lower lr0, or clip",
     )
 

@@ -3,6 +3,9 @@
 Both run on the real data, through the real launcher, with the global batch kept by accumulation where the canary has
 fewer processes. The first steps are judged on loss and gradients; the compressed schedule on mechanics only, since a
 warmup compressed to a few steps proves nothing about loss. The seed is fixed: `config.seed`.
+
+The first steps begin with the run's own weights, also where `training.init_from` names them. The compressed schedule
+begins with random ones, and so tells what the loss of an untrained model is.
 """
 
 from collections.abc import Callable
@@ -108,6 +111,8 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, root: S3Location, n
         run_id=plan.run_id,
         config_text=config_text,
         seed=config.seed,
+        init_uri=plan.init_uri if num_steps else "",
+        init_digest=plan.init_digest if num_steps else "",
         checkpoint_uri=str(root / "checkpoints"),
         trace_uri=str(root / "trace"),
         result_uri=str(root / "result.json"),
@@ -123,6 +128,7 @@ def _judge(
     config: RunConfig, plan: RunPlan, store: RunStore, real: Job, compressed: Job, num_steps: int
 ) -> CanaryReport:
     trace, mechanics = read_trace(real.trace_uri), read_trace(compressed.trace_uri)
+    untrained = mechanics[mechanics["step"] == 0] if plan.init_uri else None
     result = TrainingResult.from_json(store.store.read(S3Location.parse(real.result_uri)))
     world_size = config.canary.procs_per_node
     seconds_per_step = _seconds_per_step(trace)
@@ -131,8 +137,8 @@ def _judge(
     projected_seconds = hours * 3600 / config.distributed.world_size
     judged = [
         checks.finite(trace, "first steps"),
-        checks.falling_loss(trace),
-        checks.bounded_gradient(trace),
+        checks.falling_loss(trace, untrained),
+        checks.bounded_gradient(trace, untrained),
         checks.on_plan(trace, "first steps"),
         checks.on_plan(mechanics, "compressed schedule"),
         checks.whole_schedule(mechanics, COMPRESSED_STEPS),

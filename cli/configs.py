@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -45,8 +46,9 @@ def validate_command(config: str, as_json: bool) -> None:
       convergate validate manifests/configs/digits.yaml
       convergate validate manifests/configs/digits.yaml --json
     """  # noqa: D301
-    parsed, found = _checked(config)
+    parsed, found, facts = _checked(config)
     digests = config_digests(parsed) if parsed is not None and not found.errors else None
+    length = _length(parsed, facts) if parsed is not None and digests is not None else None
     if as_json:
         answer = {
             "valid": digests is not None,
@@ -54,28 +56,52 @@ def validate_command(config: str, as_json: bool) -> None:
             "problems": [asdict(problem) for problem in found.problems],
             "training": digests.training if digests else None,
             "policy": digests.policy if digests else None,
+            **(length._asdict() if length else dict.fromkeys(_Length._fields)),
         }
         click.echo(json.dumps(answer, indent=2))
     else:
         _show(config, found)
         if digests is not None:
             click.echo(f"{config}: valid, {found.num_checks} checks")
+            click.echo(f"  length           {length}")
             click.echo(f"  training digest  {digests.training}\n  policy digest    {digests.policy}")
     if digests is None:
         raise click.exceptions.Exit(ExitCode.USAGE)
 
 
-def _checked(path: str) -> tuple[RunConfig | None, Preflight]:
-    """The config, where it can be read, and everything that is wrong with it or with its task."""
+class _Length(NamedTuple):
+    """A run's length both ways, whichever the config gives; in epochs as far as the data is known."""
+
+    total_steps: int
+    steps_per_epoch: int | None = None
+    epochs: float | None = None
+
+    def __str__(self) -> str:
+        steps = f"{self.total_steps:,} step{'s' * (self.total_steps != 1)}"
+        if self.epochs is None:
+            return steps
+        return f"{steps}, {self.epochs:.4g} epoch{'s' * (self.epochs != 1)} of {self.steps_per_epoch:,}"
+
+
+def _length(config: RunConfig, facts: Facts) -> _Length:
+    """The run's length; the data has to be known where the config gives epochs."""
+    per_epoch = config.steps_per_epoch(facts.num_train_samples or 0)
+    total_steps = config.total_steps(facts.num_train_samples or 0)
+    return _Length(total_steps, per_epoch, total_steps / per_epoch) if per_epoch else _Length(total_steps)
+
+
+def _checked(path: str) -> tuple[RunConfig | None, Preflight, Facts]:
+    """The config, where it can be read, everything that is wrong with it or with its task, and what the task tells."""
     try:
         parsed, _ = load_config(path)
     except ProblemsError as error:
-        return None, Preflight(error.problems, 0)
+        return None, Preflight(error.problems, 0), Facts()
     try:
-        return parsed, preflight(parsed, _facts(parsed))
+        facts = _facts(parsed)
     except UserError as error:
         found = preflight(parsed)
-        return parsed, Preflight([*found.problems, _task_problem(error)], found.num_checks)
+        return parsed, Preflight([*found.problems, _task_problem(error)], found.num_checks), Facts()
+    return parsed, preflight(parsed, facts), facts
 
 
 def _task_problem(error: UserError) -> Problem:
@@ -105,7 +131,7 @@ def _show(path: str, found: Preflight) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture: .svg, .png or .pdf.")
 @JSON
 def schedule_command(config: str, as_csv: bool, plot: Path | None, as_json: bool) -> None:
-    """Show the learning rate over the run.
+    """Show the learning rate over the run, as far as the config decides it.
 
     \b
     Examples:
@@ -113,27 +139,38 @@ def schedule_command(config: str, as_csv: bool, plot: Path | None, as_json: bool
       convergate schedule manifests/configs/digits.yaml --csv > lr.csv
       convergate schedule manifests/configs/digits.yaml --plot lr.png
     """  # noqa: D301
-    from ..components.schedule import build_schedule
+    from ..components.schedule import build_schedule, build_watch
 
     if as_csv and as_json:
         raise click.UsageError("--csv or --json, not both")
     parsed, _ = load_config(config)
-    total = parsed.schedule.total_steps or parsed.total_steps(_facts(parsed).num_train_samples or 0)
-    schedule = build_schedule(parsed.schedule, total_steps=total, batch_size=parsed.training.batch_size)
+    try:
+        facts = _facts(parsed)
+    except ConvergateError:
+        if parsed.schedule.total_steps is None:
+            raise
+        facts = Facts()  # the rate can be shown without the data
+    length, batch_size = _length(parsed, facts), parsed.training.batch_size
+    schedule = build_schedule(parsed.schedule, total_steps=length.total_steps, batch_size=batch_size)
+    watch = build_watch(parsed.schedule, batch_size=batch_size)
+    if watch is not None:
+        click.echo(f"the rate depends on the run: without what plateaus of val_{watch.metric} change", err=True)
     if plot is not None:
         from ..components.report import plot_schedule
 
         plot_schedule(schedule, plot)
         click.echo(f"{plot} is written", err=True)
+    total = length.total_steps
     rates = [schedule.lr(step) for step in range(total)]
     if as_csv:
         click.echo("\n".join(["step,lr", *(f"{step},{rate!r}" for step, rate in enumerate(rates))]))
     elif as_json:
-        click.echo(json.dumps({"total_steps": total, "lr": rates}))
+        click.echo(json.dumps({**length._asdict(), "lr": rates}))
     elif plot is None:
         peak = max(rates)
         for step in sorted({0, parsed.schedule.warmup.steps, *range(0, total, max(1, total // 20)), total - 1}):
             click.echo(f"{step:>9}  {rates[step]:<12.6g} {'▇' * round(50 * rates[step] / peak)}".rstrip())
+        click.echo(str(length))
 
 
 def _signature_file(config: str) -> Path:

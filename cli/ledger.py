@@ -106,6 +106,8 @@ def runs_command(root: str, limit: int, as_json: bool) -> None:
             "class": run.run_class,
             "decision": run.end.decision if run.end else "",
             "gpu_hours": run.end.gpu_hours if run.end else 0.0,
+            "rollbacks": run.end.rollbacks if run.end else 0,
+            "events": run.end.events if run.end else {},
             "reason": run.end.reason if run.end else "",
         }
         for run in found

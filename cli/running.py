@@ -8,6 +8,7 @@ import click
 
 from ..components.config import ProblemsError, RunConfig, config_digests, load_config
 from ..components.config.plan import RunPlan, make_plan
+from ..components.config.preflight import Facts, preflight
 from ..components.errors import ExitCode, UserError
 from .options import CONFIG, HOME, JSON
 
@@ -55,18 +56,34 @@ def retrain_command(config: str, host: str | None, as_json: bool) -> None:
     raise click.exceptions.Exit(outcome.exit_code)
 
 
-def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
-    """The plan of a run that starts without the DAG.
+def _require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> None:
+    """Stop at what preflight finds.
 
     Raises:
-        ProblemsError: when preflight finds an error.
+        ProblemsError: when it finds an error.
     """
-    from ..components.config.preflight import preflight
-
-    errors = preflight(config).errors
+    errors = preflight(config, facts).errors
     if errors:
         raise ProblemsError(path, errors)
-    return make_plan(config, run_id)
+
+
+def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
+    """The plan of a run that starts without the DAG; the first one is kept, so a retry begins with the same weights.
+
+    Raises:
+        ProblemsError: when there are no weights where `training.init_from` says.
+        OutsideError: when S3 fails.
+    """
+    from ..components.promotion.initial import find_initial
+    from ..components.storage import RunStore
+
+    facts = Facts(initial=find_initial(config, run_id))
+    _require_valid(config, path, facts)
+    plan, run = make_plan(config, run_id, facts), RunStore(config.storage.uri, run_id)
+    if run.find("plan", RunPlan) is None:
+        run.store.ensure_bucket(run.prefix)
+        run.put("plan", plan)
+    return plan
 
 
 @click.command("canary")
@@ -83,8 +100,9 @@ def canary_command(config: str, as_json: bool) -> None:
     from ..pipelines.servers import embedded_servers
 
     parsed, text = load_config(config)
-    plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
+    _require_valid(parsed, config)
     with embedded_servers(HOME, mlflow=False):
+        plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
         report = run_canary(
             parsed, text, plan, on_line=lambda line: None if as_json else click.echo(f"  {line}", err=True)
         )
@@ -119,8 +137,9 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
         raise UserError(f"--resume {resume}: not a checkpoint → auto, never, or an s3:// URI")
     parsed, text = load_config(config)
     name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}-{parsed.seed}"
-    plan = _plan(parsed, config, name)
+    _require_valid(parsed, config)
     with embedded_servers(HOME, mlflow=False):
+        plan = _plan(parsed, config, name)
         result = run_training(
             parsed,
             text,
@@ -128,7 +147,11 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
             resume=resume,
             on_line=lambda line: click.echo(line, err=True) if not as_json else None,
         )
-    click.echo(
-        result.model_dump_json(indent=2) if as_json else f"{result.status}: {result.summary}\n{result.checkpoint_uri}"
-    )
+    if as_json:
+        click.echo(result.model_dump_json(indent=2))
+    else:
+        click.echo(f"{result.status}: {result.summary}\n{result.checkpoint_uri}")
+        if result.save_seconds:
+            grace = f"terminationGracePeriodSeconds: {result.grace_seconds}"
+            click.echo(f"longest save {result.save_seconds:.1f} s → {grace}, or more, on a cluster")
     raise click.exceptions.Exit(training_exit_code(result))

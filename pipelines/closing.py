@@ -11,6 +11,7 @@ from ..components.config.plan import RunPlan
 from ..components.data.report import DataReport
 from ..components.evaluation.result import Evaluation
 from ..components.promotion.promote import Promotion
+from ..components.promotion.registry import initial_tags
 from ..components.report import RunPage, render, render_markdown
 from ..components.slo.decision import Decision, classify
 from ..components.slo.gate import end_record
@@ -182,7 +183,8 @@ def _tags(config: RunConfig, page: RunPage, end: EndRecord) -> dict[str, str]:
     }
     if page.start is not None:
         tags["convergate.submitter"] = page.start.submitter
-    return tags
+    initial = page.training or page.plan
+    return tags | (initial_tags(initial.init_uri, initial.init_digest) if initial is not None else {})
 
 
 def _series(page: RunPage) -> dict[str, list[tuple[int, float]]]:

@@ -68,7 +68,14 @@ def make_canary(verdict: str = "PASS", run_id: str = "run", reason: str = "") ->
 def make_training(run_id: str = "run", **changes: Any) -> TrainingResult:
     fields = {"run_id": run_id, "verdict": "PASS", "reason": "", "status": "completed", "attempts": 1}
     fields |= {"final_step": 40, "total_steps": 40, "train_loss": 0.1, "val_metrics": {}, "world_size": 1}
-    fields |= {"max_lr_deviation": 0.0, "lr_sync_errors": 0, "anomalous": False, "device": "cpu", "seconds": 10.0}
+    fields |= {
+        "max_lr_deviation": 0.0,
+        "lr_sync_errors": 0,
+        "anomalous": False,
+        "untreated": [],
+        "device": "cpu",
+        "seconds": 10.0,
+    }
     fields |= {"checkpoint_uri": URI, "checkpoint_digest": DIGEST, "trace_uri": "s3://convergate/runs/run/trace"}
     return TrainingResult.model_validate(fields | {"train_seconds": 1.0, "gpu_hours": 0.5} | changes)
 

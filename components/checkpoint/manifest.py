@@ -2,11 +2,14 @@
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OutsideError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST_NAME = "manifest.json"
 
@@ -70,6 +73,18 @@ class Manifest(_Frozen):
     def to_bytes(self) -> bytes:
         """The manifest as JSON."""
         return self.model_dump_json(indent=1).encode()
+
+    def described(self, prefix: str) -> dict[str, "Tensor"]:
+        """The tensors below a prefix, by the rest of their names, without values: on the device `meta`."""
+        import torch
+
+        return {
+            stored.name.removeprefix(prefix): torch.empty(
+                stored.size, dtype=getattr(torch, stored.dtype), device="meta"
+            )
+            for stored in self.tensors
+            if stored.name.startswith(prefix)
+        }
 
     @classmethod
     def from_bytes(cls, data: bytes, uri: str, digest: str | None = None) -> "Manifest":

@@ -7,7 +7,7 @@
 - `digest`: canonical JSON, the training and policy digests, the seed of a run.
 - `identity`: by what a run is counted, also where its config is wrong.
 - `signature`: Ed25519 over the digests.
-- `preflight`: what can be said about a run before anything is paid for.
+- `preflight`: what can be said about a run before anything is paid for; `schedule_checks`: of its schedule.
 - `document`: the base of the small JSON documents that steps pass on.
 """
 

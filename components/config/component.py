@@ -18,12 +18,13 @@ def validate_config(
     """Check a run config before anything is paid for, and derive the run's plan.
 
     Warnings leave the verdict at PASS. Of a text that is no config of the schema, the plan has every problem and no
-    digests. The plan is also stored as `plan.json` in the run's prefix.
+    digests. What `training.init_from` means is looked up on S3 once a run: a retried step keeps it. The plan is also
+    stored as `plan.json` in the run's prefix.
 
     Args:
         config: The run config, as YAML text.
         run_id: The run's id, from open_run.
-        plan: The RunPlan as JSON: both digests, the seed derived from run_id, steps, problems.
+        plan: The RunPlan as JSON: both digests, the seed derived from run_id, steps, initial weights, problems.
         summary: The problems, for the UI.
 
     Returns:
@@ -36,9 +37,10 @@ def validate_config(
 
     from convergate.components.config.identity import identity
     from convergate.components.config.plan import plan_run
+    from convergate.components.promotion.initial import find_initial
     from convergate.components.storage import RunStore
 
-    document = plan_run(config, run_id)
+    document = plan_run(config, run_id, find_initial)
     RunStore(identity(config).root, run_id).put("plan", document)
     Path(plan.path).write_bytes(document.to_json())
     Path(summary.path).write_text(document.to_markdown())

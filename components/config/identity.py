@@ -8,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import UserError
 from .digest import config_digests
 from .loading import parse_config
-from .models import Name, S3Uri, StorageConfig
+from .models import StorageConfig
 from .problems import ProblemsError
+from .texts import Name, S3Uri
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _URI: TypeAdapter[str] = TypeAdapter(S3Uri)

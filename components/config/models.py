@@ -1,11 +1,10 @@
 """The schema of a run config; the schedule's section stands beside its curves, in `schedule.config`."""
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ..schedule.config import (
     MAX_COUNT,
@@ -20,37 +19,11 @@ from ..schedule.config import (
 )
 from .optimizer import OptimizerConfig
 from .problems import shown
-
-
-def _written_as(pattern: str, rule: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
-            raise ValueError(rule)
-        return text
-
-    return check
-
+from .texts import Factory, Name, S3Uri
+from .training import TrainingConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[
-    str,
-    AfterValidator(
-        _written_as(
-            r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?",
-            "not a name → a-z, 0-9 and, between them, `.`, `_`, `-`; at most 63 characters",
-        )
-    ),
-]
-S3Uri = Annotated[
-    str,
-    AfterValidator(
-        _written_as(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S*)?", "not an S3 location → s3://bucket/prefix")
-    ),
-]
-Factory = Annotated[
-    str, AfterValidator(_written_as(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "not a class's place → package.module:Class"))
-]
 
 
 class Owner(Section):
@@ -94,24 +67,6 @@ def _not_json(location: tuple[str, ...], value: Any) -> Iterator[Finding]:
         yield Finding(location, value, f"a {type(value).__name__} is not a JSON value → put it in quotes")
 
 
-class EarlyStopping(Section):
-    """Stop when `metric` has not improved for `patience` evaluations."""
-
-    metric: str
-    patience: PositiveCount
-
-
-class TrainingConfig(Section):
-    """The loop. `batch_size` is global: over all processes and accumulation steps, in samples."""
-
-    batch_size: PositiveCount
-    eval_every_steps: PositiveCount = 50
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    grad_accumulation: PositiveCount = 1
-    init_from: str | None = None
-    early_stopping: EarlyStopping | None = None
-
-
 class DistributedConfig(Section):
     """Where the processes run; `backend: auto` is NCCL on GPUs and gloo elsewhere."""
 
@@ -120,6 +75,8 @@ class DistributedConfig(Section):
     procs_per_node: PositiveCount = 1
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     strategy: Literal["ddp", "fsdp2"] = "ddp"
+    timeout_minutes: Positive = 5.0
+    """How long a collective waits for a rank; longer than any rank validates, saves or loads alone."""
 
     @property
     def world_size(self) -> int:

@@ -2,16 +2,18 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from time import perf_counter
 
 from pydantic import Field
 
+from ..errors import UserError
 from .digest import config_digests, derive_seed
 from .document import Document, Verdict
 from .identity import identity
 from .loading import parse_config
 from .models import RunConfig
-from .preflight import Facts, preflight
+from .preflight import Facts, InitialWeights, preflight
 from .problems import Problem, ProblemsError
 
 
@@ -32,6 +34,9 @@ class RunPlan(Document):
     total_steps: int | None
     """Updates of the run; None where the config counts in epochs, until the data is known."""
     world_size: int
+    init_uri: str = ""
+    """The checkpoint that `training.init_from` means in this run; empty where the weights are random."""
+    init_digest: str = ""
     commit: str | None = None
     """The commit of the code that ran, where it is known."""
     image: str | None = None
@@ -50,21 +55,34 @@ class RunPlan(Document):
             "policy digest": self.policy_digest,
             "seed": self.seed,
             "steps": self.total_steps,
+            "initial weights": self.init_uri,
+            "their digest": self.init_digest,
             "commit": self.commit,
         }
         return "\n".join([*lines, *(f"- {name}: `{value}`" for name, value in facts.items() if value)]) + "\n"
 
 
-def plan_run(config_text: str, run_id: str) -> RunPlan:
+def plan_run(
+    config_text: str,
+    run_id: str,
+    find_initial: Callable[[RunConfig, str], InitialWeights | None] = lambda _config, _run_id: None,
+) -> RunPlan:
     """The plan of a config's text; a text that is no valid config gets FAIL, with every problem.
+
+    Args:
+        config_text: The YAML.
+        run_id: The run's id.
+        find_initial: Finds what `training.init_from` means in this run; nothing where the key is null.
 
     Raises:
         UserError: when the text does not even name an experiment and a model.
     """
     try:
-        return make_plan(parse_config(config_text), run_id)
+        config = parse_config(config_text)
     except ProblemsError as error:
         problems = error.problems
+    else:
+        return make_plan(config, run_id, Facts(initial=find_initial(config, run_id)))
     named = identity(config_text)
     return RunPlan(
         run_id=run_id,
@@ -85,12 +103,19 @@ def plan_run(config_text: str, run_id: str) -> RunPlan:
 
 
 def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> RunPlan:
-    """Run preflight and derive what the run needs."""
+    """Run preflight and derive what the run needs.
+
+    Raises:
+        UserError: when the config names initial weights, and the facts don't say which checkpoint that is.
+    """
     started = perf_counter()
-    found = preflight(config, facts)
+    facts = facts or Facts()
+    if config.training.init_from is not None and facts.initial is None:
+        raise UserError(f"training.init_from = {config.training.init_from}: nobody looked it up → Facts(initial=…)")
+    found, initial = preflight(config, facts), facts.initial or InitialWeights()
     digests = config_digests(config)
     total_steps = config.schedule.total_steps
-    if total_steps is None and facts is not None and facts.num_train_samples is not None:
+    if total_steps is None and facts.num_train_samples is not None:
         total_steps = config.total_steps(facts.num_train_samples)
     warnings = len(found.problems) - len(found.errors)
     return RunPlan(
@@ -107,6 +132,8 @@ def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> Run
         seed=str(derive_seed(config, run_id)),
         total_steps=total_steps,
         world_size=config.distributed.world_size,
+        init_uri=initial.uri,
+        init_digest=initial.digest,
         commit=_commit(),
         image=os.environ.get("CONVERGATE_IMAGE"),
     )

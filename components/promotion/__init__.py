@@ -3,6 +3,7 @@
 - `registry`: MLflow with bounded time; the run's mirror for people.
 - `candidate`: a checkpoint as a self-contained MLflow model, and how to use it.
 - `champion`: who is champion: a record on S3, written by compare and swap; the MLflow alias follows it.
+- `initial`: the checkpoint that `training.init_from` means, looked up once a run.
 - `approval`: a person's approval of a decision, signed and expiring.
 - `promote`: `promote_run`, `roll_back`, `reconcile`.
 """

@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import CheckpointError, load_model_state
@@ -30,8 +30,23 @@ CHECKPOINT_TAG = "convergate.checkpoint"
 DIGEST_TAG = "convergate.checkpoint_digest"
 
 
-def register_candidate(client: "MlflowClient", config: RunConfig, mlflow_run: str, uri: str, digest: str) -> str:
+def register_candidate(
+    client: "MlflowClient",
+    config: RunConfig,
+    mlflow_run: str,
+    uri: str,
+    digest: str,
+    lineage: Mapping[str, str] | None = None,
+) -> str:
     """Log and register the model of a checkpoint; returns its version. Repeated, it finds the version again.
+
+    Args:
+        client: Of the server.
+        config: The run's config, whose task makes the model.
+        mlflow_run: The MLflow run that mirrors the run.
+        uri: The checkpoint.
+        digest: Its digest.
+        lineage: Tags of the version beside those of run and checkpoint.
 
     Raises:
         UserError: when the task's model cannot be exported by torch.export.
@@ -46,7 +61,7 @@ def register_candidate(client: "MlflowClient", config: RunConfig, mlflow_run: st
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         run_id = client.get_run(mlflow_run).data.tags.get(RUN_TAG, "")
-        tags = {RUN_TAG: run_id, CHECKPOINT_TAG: uri, DIGEST_TAG: digest}
+        tags = {RUN_TAG: run_id, CHECKPOINT_TAG: uri, DIGEST_TAG: digest, **(lineage or {})}
         created = client.create_model_version(
             name, source=logged.model_uri, run_id=mlflow_run, tags=tags, model_id=logged.model_id
         )

@@ -22,7 +22,7 @@ from ..storage import RunStore, S3Location, S3NotFoundError
 from .approval import Approval, approval_uri, current_user, decision_digest
 from .candidate import register_candidate
 from .champion import ChampionRecord, Release, read_champion, write_audit, write_champion, write_once
-from .registry import find_or_create_run, mlflow_client
+from .registry import find_or_create_run, initial_tags, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +93,8 @@ def promote_run(
     uri, digest = _release(decision, S3Location.parse(root) / "releases" / model / run_id)
     with mlflow_client() as client:
         mlflow_run = find_or_create_run(client, config.experiment, run_id)
-        version = register_candidate(client, config, mlflow_run, uri, digest)
+        initial = initial_tags(decision.init_uri, decision.init_digest)
+        version = register_candidate(client, config, mlflow_run, uri, digest, initial)
         if approval is None:
             _set_alias(client, model, CHALLENGER, version)
         alias, audit = CHALLENGER, ""

@@ -113,6 +113,11 @@ def find_or_create_run(client: "MlflowClient", experiment: str, run_id: str) -> 
     return str(client.create_run(experiment_id, tags={RUN_TAG: run_id}, run_name=run_id).info.run_id)
 
 
+def initial_tags(uri: str, digest: str) -> dict[str, str]:
+    """Which weights a training began with, as tags of its run and of its model; none where they were random."""
+    return {"convergate.init_uri": uri, "convergate.init_digest": digest} if uri else {}
+
+
 def mirror_run(
     experiment: str,
     run_id: str,

@@ -1,18 +1,26 @@
 """What is written on the pictures: events, values that are not finite, legends, last values."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .drawing import COLOURS
-from .series import Floats, Mark
+from .series import Floats, Group, Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLUSTER_FRACTION = 0.035
 """Marks closer than this part of the axis share one label."""
+MAX_LINES = 20
+"""Lines of one such cluster."""
+GROUPS: dict[Group, tuple[str, tuple[float, ...]]] = {
+    "trouble": ("bad", (2, 2)),
+    "new rates": ("series3", (5, 2)),
+    "run": ("muted", (1, 2)),
+}
+"""Colour and dashes of each group of events, the worst first."""
 
 
 def draw_non_finite(axes: "Axes", steps: Floats) -> None:
@@ -27,7 +35,7 @@ def draw_non_finite(axes: "Axes", steps: Floats) -> None:
 
 
 def draw_marks(axes: "Axes", marks: list[Mark]) -> None:
-    """A vertical line an event, with its number on top; events that stand close share a label."""
+    """A vertical line an event, in the style of its group, with its number on top; close ones share a label."""
     low, high = axes.get_xlim()
     clusters: list[list[Mark]] = []
     for mark in marks:
@@ -36,19 +44,30 @@ def draw_marks(axes: "Axes", marks: list[Mark]) -> None:
         else:
             clusters.append([mark])
     for cluster in clusters:
-        colour = COLOURS["bad" if any(mark.bad for mark in cluster) else "muted"]
-        for step in {mark.step for mark in cluster[:20]}:
-            axes.axvline(step, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
+        for step, group in {mark.step: mark.group for mark in reversed(cluster[:MAX_LINES])}.items():
+            axes.axvline(step, zorder=1.5, **_line(group))
+        worst = min((mark.group for mark in cluster), key=list(GROUPS).index)
+        colour = COLOURS[GROUPS[worst][0]]
         numbers = f"{cluster[0].number}" if len(cluster) == 1 else f"{cluster[0].number}–{cluster[-1].number}"
         axes.annotate(
             numbers, (cluster[0].step, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
             textcoords="offset points", ha="center", va="bottom", color=colour, fontsize=9, fontweight="bold",
         )  # fmt: skip
 
+    for group in GROUPS:
+        if any(mark.group == group for mark in marks):
+            axes.plot([], [], label=group, **_line(group))
+
 
 def legend(axes: "Axes") -> None:
-    """In a row of its own above the marks, where no curve can run into it."""
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.11), ncols=5, borderaxespad=0, borderpad=0)
+    """In rows of its own above the marks, where no curve can run into it; none where there is nothing to tell."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1.11), ncols=5, borderaxespad=0, borderpad=0)
+
+
+def _line(group: Group) -> dict[str, Any]:
+    colour, dashes = GROUPS[group]
+    return {"color": COLOURS[colour], "linewidth": 1.0, "linestyle": (0, dashes)}
 
 
 def label_last(axes: "Axes", steps: Floats, values: Floats) -> None:

@@ -10,7 +10,7 @@ from ..schedule import Schedule
 from ..slo.standing import Sli, Standing
 from .annotations import draw_marks, draw_non_finite, label_last, legend
 from .drawing import COLOURS, NUM_SERIES, new_figure, picture, step_axis, style, value_axis
-from .series import Floats, Mark, by_rank, non_finite_steps, smoothed, thin
+from .series import Floats, Mark, by_rank, follows, non_finite_steps, planned, smoothed, thin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,17 +35,25 @@ def planned_rates(schedule: Schedule) -> tuple[Floats, Floats]:
 
 
 def learning_rate(trace: "pd.DataFrame | None", schedule: Schedule | None, marks: list[Mark]) -> str:
-    """The planned rate, thick and pale, under the applied one, thin and dark; red is what is off plan."""
+    """The planned rate, thick and pale, under the applied one, thin and dark; red is what is off plan.
+
+    Where restarts, reductions or a rollback changed the schedule, the plan is the trace's, and a thin line shows what
+    was planned at first.
+    """
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        if schedule is not None:
-            _planned(axes, *planned_rates(schedule))
+        if trace is None or (schedule is not None and follows(trace, schedule)):
+            if schedule is not None:
+                _planned(axes, *planned_rates(schedule))
+        else:
+            _planned(axes, *planned(trace))
+            if schedule is not None:
+                at_first = thin(*planned_rates(schedule), POINTS)
+                axes.plot(*at_first, color=COLOURS["muted"], linewidth=0.9, linestyle=":", label="planned at first")
         if trace is not None:
             first = trace[trace["rank"] == trace["rank"].min()]
             steps = first["step"].to_numpy(dtype=np.float64)
-            if schedule is None:
-                _planned(axes, steps, first["lr_planned"].to_numpy(dtype=np.float64))
             applied = thin(steps, first["lr"].to_numpy(dtype=np.float64), POINTS)
             axes.plot(*applied, color=COLOURS["applied"], linewidth=1.2, label="applied")
             _off_plan(axes, trace)
@@ -131,6 +139,7 @@ def gradient_norm(trace: "pd.DataFrame", clip: float | None, marks: list[Mark]) 
         value_axis(axes, logarithmic=logarithmic)
         draw_non_finite(axes, non_finite_steps(trace))
         draw_marks(axes, marks)
+        legend(axes)
 
     return picture("gradient", "Gradient norm over the updates", HEIGHT, paint)
 

@@ -42,6 +42,7 @@ def render(page: RunPage) -> str:
         headline=headline(page),
         more_reasons=page.decision.reasons[1:] if page.decision else [],
         steps=tables.steps(page),
+        saving=tables.saving(page),
         figures=figures(page, marks),
         slo=plots.slo_intervals(page.decision.standing) if page.decision else "",
         marks=marks[:MAX_EVENTS],
@@ -141,6 +142,8 @@ def _learning_rate(page: RunPage, schedule: Schedule | None, marks: list[series.
     updates, ranks = int(trace["step"].nunique()), int(trace["rank"].nunique())
     whose = f"{updates:,} updates of {ranks} rank{'s' * (ranks > 1)}"
     caption = f"On plan: applied equals planned, bit for bit, in {whose}."
+    if schedule is not None and not series.follows(trace, schedule):
+        caption += " Events changed the schedule; the dotted line is what was planned at first."
     if page.total_steps is not None and updates < page.total_steps:
         whose = "the canary's " if page.training is None and page.canary is not None else ""
         caption += f" These are {whose}{updates:,} of {page.total_steps:,} planned updates."

@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..schedule import Schedule
 from .page import RunPage
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
-BAD_KINDS = ("non_finite", "exploding", "sync", "off_plan", "failed", "diverged")
+Group = Literal["trouble", "new rates", "run"]
+BAD_KINDS = ("non_finite", "exploding", "sync", "off_plan", "failed", "diverged", "rolled_back", "skipped")
+RATE_KINDS = ("restart", "reduce")
 SMOOTHING_FRACTION = 0.02
 RUN_LENGTH = 3
 """Steps are part of one stretch of trouble when they are at most this far apart."""
@@ -31,7 +34,14 @@ class Mark:
     @property
     def bad(self) -> bool:
         """Whether it is trouble, rather than something worth knowing."""
-        return any(part in self.kind for part in BAD_KINDS)
+        return self.group == "trouble"
+
+    @property
+    def group(self) -> Group:
+        """What it is to a reader: trouble, a change of the schedule, or the run's own course."""
+        if any(part in self.kind for part in BAD_KINDS):
+            return "trouble"
+        return "new rates" if self.kind in RATE_KINDS else "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +134,23 @@ def deviation(trace: "pd.DataFrame") -> Deviation | None:
     )
 
 
+def planned(trace: "pd.DataFrame") -> tuple[Floats, Floats]:
+    """Steps and planned rates of the trace: what the schedule was, with its events, at each step."""
+    first = trace[trace["rank"] == trace["rank"].min()]
+    return first["step"].to_numpy(dtype=np.float64), first["lr_planned"].to_numpy(dtype=np.float64)
+
+
+def follows(trace: "pd.DataFrame", schedule: Schedule) -> bool:
+    """Whether the trace's plan is the schedule's own to its end: no event changed it."""
+    step, rate = (values[-1] for values in planned(trace))
+    return bool(schedule.lr(int(step)) == rate)
+
+
 def non_finite_steps(trace: "pd.DataFrame") -> Floats:
-    """The steps at which a rank's loss or gradient norm is NaN or infinite, ascending."""
-    numbers = trace[["loss", "grad_norm"]].to_numpy(dtype=np.float64)
-    return np.unique(trace["step"].to_numpy(dtype=np.float64)[~np.isfinite(numbers).all(axis=1)])
+    """The steps at which a rank's loss or gradient norm is NaN or infinite, ascending; fp16's overflows left out."""
+    finite = np.isfinite(trace[["loss", "grad_norm"]].to_numpy(dtype=np.float64))
+    overflow = finite[:, 0] & ~trace["applied"].to_numpy(dtype=bool)
+    return np.unique(trace["step"].to_numpy(dtype=np.float64)[~(finite.all(axis=1) | overflow)])
 
 
 def marks(page: RunPage) -> list[Mark]:

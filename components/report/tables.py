@@ -51,6 +51,17 @@ def steps(page: RunPage) -> list[Step]:
     ]
 
 
+def saving(page: RunPage) -> str:
+    """How long a checkpoint took, and the grace period that follows; nothing where none was saved."""
+    training = page.training
+    if training is None or not training.save_seconds:
+        return ""
+    return (
+        f"Longest checkpoint save: {duration(training.save_seconds)}. So that an interrupted run can save:"
+        f" terminationGracePeriodSeconds: {training.grace_seconds}, or more."
+    )
+
+
 def tone(verdict: str) -> Tone:
     """How a verdict, a status, a decision or an alias is to be seen."""
     if verdict in ("FAIL", "REJECT", "failed", "diverged", "lr_sync_error"):
@@ -98,6 +109,7 @@ def lineage(page: RunPage) -> list[tuple[str, str]]:
     owner = page.config.owner if page.config is not None else None
     bound = decision or plan or start
     candidate = decision or evaluation or training
+    initial = decision or training or plan
     rows: list[tuple[str, str | None]] = [
         ("run", page.run_id),
         ("experiment", page.experiment),
@@ -118,6 +130,8 @@ def lineage(page: RunPage) -> list[tuple[str, str]]:
         ("data snapshot", page.data.snapshot if page.data else None),
         ("ran on", f"{training.world_size} × {training.device}" if training else None),
         ("attempts", str(training.attempts) if training else None),
+        ("initial weights", initial.init_uri if initial else None),
+        ("initial weights' digest", initial.init_digest if initial else None),
         ("checkpoint", candidate.checkpoint_uri if candidate else None),
         ("checkpoint digest", candidate.checkpoint_digest if candidate else None),
         ("champion compared with", evaluation.champion_uri if evaluation else None),

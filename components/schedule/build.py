@@ -11,6 +11,7 @@ from .curve import (
     ExponentialSchedule,
     LinearSchedule,
     OneCycleSchedule,
+    PlateauSchedule,
     StepSchedule,
 )
 from .momentum import MomentumCycle, MomentumSchedule, MomentumWarmup
@@ -22,9 +23,9 @@ _CURVES: dict[str, type[Annealing]] = {
     "exponential": ExponentialSchedule,
     "step": StepSchedule,
     "one_cycle": OneCycleSchedule,
+    "plateau": PlateauSchedule,
     "constant": LinearSchedule,
 }
-IMPLEMENTED_KINDS = tuple(_CURVES)
 
 
 def peak_lr(config: ScheduleConfig, batch_size: int) -> float:
@@ -43,13 +44,8 @@ def build_schedule(config: ScheduleConfig, *, total_steps: int, batch_size: int)
     """The schedule of a run of `total_steps` updates with a global batch of `batch_size` samples.
 
     Raises:
-        UserError: for a kind that is in the schema and has no curve yet, and for lengths and rates that do not fit
-            once the run's length and batch are known.
+        UserError: for lengths and rates that do not fit once the run's length and batch are known.
     """
-    if config.kind not in IMPLEMENTED_KINDS:
-        raise UserError(
-            f"schedule.kind = {config.kind}: not available in this version → one of {', '.join(IMPLEMENTED_KINDS)}"
-        )
     lr0 = peak_lr(config, batch_size)
     fields: dict[str, Any] = {
         "lr0": lr0,

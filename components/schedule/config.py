@@ -54,11 +54,29 @@ class WarmupConfig(Section):
     start_lr: NonNegative = 0.0
 
 
-class PlateauRestart(Section):
-    """Restart the cosine when a metric stops improving; at most `max` times."""
+class PlateauRule(Section):
+    """When a validation metric has stopped improving: not by more than `threshold` in `patience` evaluations.
 
-    metric: str
+    What is judged is the mean of the last `smoothing` values; after each plateau `cooldown` evaluations do not count.
+    """
+
+    metric: Annotated[str, Field(min_length=1)]
     patience: PositiveCount
+    mode: Literal["min", "max"] = "min"
+    smoothing: PositiveCount = 1
+    cooldown: Count = 0
+    threshold: NonNegative = 0.0
+
+
+class PlateauConfig(PlateauRule):
+    """Kind plateau: the rate is multiplied by `factor` at every plateau of the metric, down to `lr_min`."""
+
+    factor: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.1
+
+
+class PlateauRestart(PlateauRule):
+    """Restart the cosine at a plateau of the metric; at most `max` times."""
+
     max: PositiveCount
 
 
@@ -148,6 +166,7 @@ class ScheduleConfig(Section):
     warmup: WarmupConfig = WarmupConfig()
     restarts: RestartsConfig | None = None
     step: StepConfig | None = None
+    plateau: PlateauConfig | None = None
     clip: ClipConfig = ClipConfig()
     momentum: MomentumConfig = MomentumConfig()
     scale_with_batch: BatchScaling | None = None
@@ -187,13 +206,14 @@ class ScheduleConfig(Section):
         _refuse_too_long("warmup_steps", momentum.warmup_steps, info.data.get("total_steps"))
         return momentum
 
-    @field_validator("restarts", "step")
+    @field_validator("restarts", "step", "plateau")
     @classmethod
     def _section_of_its_kind(cls, section: Section | None, info: ValidationInfo) -> Section | None:
         kind = info.data.get("kind")
         its_kind, needed = {
             "restarts": ("cosine_restarts", "needs its cycles → restarts: {cycle_steps: …}"),
             "step": ("step", "needs its drops → step: {every_steps: …}"),
+            "plateau": ("plateau", "needs its metric → plateau: {metric: val_loss, patience: …}"),
         }[str(info.field_name)]
         if kind == its_kind and section is None:
             raise ValueError(f"kind {kind} {needed}")

@@ -73,6 +73,10 @@ class Annealing(ABC):
             return rate
         return min(max(rate, self.floor), self.ceiling)
 
+    def at(self, step: int) -> "Annealing":
+        """The curve that holds at `step`: this one, as long as nothing happens (see `events`)."""
+        return self
+
     @abstractmethod
     def _annealed(self, step: int) -> float:
         """The rate from the end of warmup to the end of the run."""
@@ -207,3 +211,16 @@ class StepSchedule(Annealing):
     def _annealed(self, step: int) -> float:
         drops = (step - self.warmup_steps) // self.every_steps
         return max(self.lr0 * self.factor**drops, self.lr_min)
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauSchedule(Annealing):
+    """Warmup, then `lr0` until the run reduces it (see `events`), and never below `lr_min`.
+
+    `reduction` is the product of the reductions until now.
+    """
+
+    reduction: float = 1.0
+
+    def _annealed(self, step: int) -> float:
+        return max(self.lr0 * self.reduction, self.lr_min)

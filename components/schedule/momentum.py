@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .curve import Annealing
+from .events import EventfulSchedule
 
 
 class MomentumSchedule(Protocol):
@@ -40,7 +41,7 @@ class MomentumCycle:
     the rate, floor and ceiling included. It is torch's `OneCycleLR(cycle_momentum=True)`, for every kind.
     """
 
-    schedule: Annealing
+    schedule: Annealing | EventfulSchedule
     low: float
     high: float
 
@@ -49,7 +50,7 @@ class MomentumCycle:
 
     def momentum(self, step: int) -> float:
         """The momentum of update number `step`."""
-        schedule = self.schedule
+        schedule = self.schedule.at(step)
         lowest = schedule.start_lr if step < schedule.warmup_steps else schedule.lr_min
         span = schedule.lr0 - lowest
         height = (schedule.lr(step) - lowest) / span if span else 1.0

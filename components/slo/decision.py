@@ -32,6 +32,9 @@ class Decision(Document):
     policy_digest: str
     checkpoint_uri: str
     checkpoint_digest: str
+    init_uri: str = ""
+    """The checkpoint whose weights the training began with; empty where they were random."""
+    init_digest: str = ""
     champion_uri: str | None = None
     seed: str
     commit: str | None = None
@@ -92,6 +95,8 @@ def decide(
         policy_digest=digests.policy,
         checkpoint_uri=evaluation.checkpoint_uri,
         checkpoint_digest=evaluation.checkpoint_digest,
+        init_uri=training.init_uri,
+        init_digest=training.init_digest,
         champion_uri=evaluation.champion_uri,
         seed=plan.seed,
         commit=plan.commit,
@@ -130,7 +135,7 @@ def candidate_checks(config: RunConfig, plan: RunPlan, training: TrainingResult,
     """What plan and training say of the candidate, beside what evaluation says."""
     parted = _parted(config, plan, training, evaluation)
     deviation, errors, hours = training.max_lr_deviation, training.lr_sync_errors, training.gpu_hours
-    limit = config.budget.max_gpu_hours
+    limit, untreated = config.budget.max_gpu_hours, ", ".join(training.untreated)
     off_plan = f"the applied rate was off plan by up to {deviation:g}"
     return [
         _check("one run", not parted, config_digests(config).short, plan.training_digest[:4], "; ".join(parted)),
@@ -143,7 +148,7 @@ def candidate_checks(config: RunConfig, plan: RunPlan, training: TrainingResult,
         ),
         _check("LR on plan", deviation <= LR_TOLERANCE, f"{deviation:g}", f"≤ {LR_TOLERANCE:g}", off_plan),
         _check("no LR sync errors", errors == 0, str(errors), "0", f"ranks disagreed {errors} times"),
-        _check("no anomaly", not training.anomalous, str(training.anomalous), "False", "a detector fired"),
+        _check("no anomaly", not untreated, untreated or "none", "none", f"a detector saw {untreated}"),
         _check(
             "within budget",
             hours <= limit,
@@ -162,6 +167,9 @@ def _parted(config: RunConfig, plan: RunPlan, training: TrainingResult, evaluati
         "the policy is not the one that ran": plan.policy_digest == digests.policy,
         "the seed is not the run's own": plan.seed == str(derive_seed(config, plan.run_id)),
         "the training is another run's": training.run_id == plan.run_id,
+        "the training began with other weights than the plan's": (
+            (training.init_uri, training.init_digest) == (plan.init_uri, plan.init_digest)
+        ),
         "the evaluation is another run's": evaluation.run_id == plan.run_id,
         "the checkpoint evaluated is not the one trained": (
             (evaluation.checkpoint_uri, evaluation.checkpoint_digest)
@@ -216,7 +224,9 @@ def _class_of_trained(training: TrainingResult, evaluation: Evaluation | None) -
     if not evaluation.reached_target:
         return "not_converged", f"{evaluation.metric} {evaluation.value:.4g}, target {evaluation.target:g}"
     if training.attempts > 1:
-        return "not_converged", f"converged in attempt {training.attempts}; first attempts count"
+        rollbacks = sum(event.kind == "rolled_back" for event in training.events)
+        after = f" after {rollbacks} rollback{'s' * (rollbacks > 1)}" if rollbacks else ""
+        return "not_converged", f"converged in attempt {training.attempts}{after}; first attempts count"
     if training.lr_sync_errors:
         return "not_converged", f"{training.lr_sync_errors} LR sync errors"
     return "converged", ""

@@ -1,6 +1,7 @@
 """Opening a run in the ledger, and deciding over it: what the steps and the command line call."""
 
 import getpass
+from collections import Counter
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import cast, get_args
@@ -100,6 +101,7 @@ def end_record(
             "reached_target": bool(evaluation and evaluation.reached_target),
             "lr_sync_errors": training.lr_sync_errors if training else 0,
             "anomalous": bool(training and training.anomalous),
+            "events": dict(Counter(event.kind for event in training.events)) if training else {},
             "gpu_hours": (training.gpu_hours if training else 0.0) + extra_gpu_hours,
         }
     )

@@ -58,6 +58,13 @@ class EndRecord(Document):
     anomalous: bool = False
     gpu_hours: float = 0.0
     """Of all attempts, the canary's included."""
+    events: dict[str, int] = Field(default_factory=dict)
+    """How many events of each kind the training had: `resumed`, `rolled_back`, `update_skipped`, …"""
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the training diverged and went back to a checkpoint."""
+        return self.events.get("rolled_back", 0)
 
     @property
     def first_attempt(self) -> bool:

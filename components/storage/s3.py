@@ -8,9 +8,10 @@ region come from boto3's usual chain. Conditional writes use `If-None-Match`/`If
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from random import SystemRandom
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -91,9 +92,26 @@ def _shared_client(endpoint: str | None, _key: str | None, _profile: str | None,
     session = boto3.Session()
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     try:
-        return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        with _jitter_of_its_own():
+            return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
     except ValueError as error:
         raise S3Error(f"the S3 endpoint {_shown(endpoint)} is no URL → AWS_ENDPOINT_URL=https://host:port") from error
+
+
+@contextmanager
+def _jitter_of_its_own() -> Iterator[None]:
+    """A client made in here leaves Python's global random state alone; botocore draws the wait before a retry from it.
+
+    The global state is the training's: a retry would change what the run does next.
+    """
+    from botocore.retries import standard
+
+    backoff = standard.ExponentialBackoff
+    standard.ExponentialBackoff = partial(backoff, random=SystemRandom().random)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        standard.ExponentialBackoff = backoff  # type: ignore[misc]
 
 
 def s3_client() -> "S3Client":

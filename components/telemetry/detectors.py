@@ -1,6 +1,7 @@
 """Anomaly detectors: small classes with one rule each, the same online and over a finished trace."""
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,11 +33,14 @@ class Detector(Protocol):
 
 
 class NonFinite:
-    """The loss or the gradient norm is NaN or infinite: the run has diverged."""
+    """The loss or the gradient norm is NaN or infinite: the run has diverged.
+
+    A skipped update with a finite loss is none: so fp16 finds its loss scale.
+    """
 
     def observe(self, record: StepRecord) -> Detection | None:
         """See `Detector`."""
-        if math.isfinite(record.loss) and math.isfinite(record.grad_norm):
+        if math.isfinite(record.loss) and (math.isfinite(record.grad_norm) or not record.applied):
             return None
         return Detection(
             record.step,
@@ -49,23 +53,25 @@ class ExplodingGradient:
     """The gradient norm is more than `factor` times its median over the last `window` steps."""
 
     def __init__(self, factor: float = 100.0, window: int = WINDOW, warmup: int = 10) -> None:
-        self._factor, self._warmup = factor, warmup
-        self._norms: deque[float] = deque(maxlen=window)
+        self._factor, self._window, self._warmup = factor, window, warmup
+        self._norms: deque[float] = deque()
+        self._ordered: list[float] = []
 
     def observe(self, record: StepRecord) -> Detection | None:
         """See `Detector`."""
-        norm = record.grad_norm
+        norm, ordered = record.grad_norm, self._ordered
+        if not math.isfinite(norm):
+            return None
         detection = None
-        if len(self._norms) >= self._warmup and math.isfinite(norm):
-            median = max(sorted(self._norms)[len(self._norms) // 2], SMALLEST_NORM)
+        if len(ordered) >= self._warmup:
+            median = max(ordered[len(ordered) // 2], SMALLEST_NORM)
             if norm > self._factor * median:
-                detection = Detection(
-                    record.step,
-                    "exploding_gradient",
-                    f"gradient norm {norm:.3g}, {norm / median:.0f} × its median",
-                )
-        if math.isfinite(norm):
-            self._norms.append(norm)
+                detail = f"gradient norm {norm:.3g}, {norm / median:.0f} × its median"
+                detection = Detection(record.step, "exploding_gradient", detail)
+        self._norms.append(norm)
+        insort(ordered, norm)
+        if len(ordered) > self._window:
+            del ordered[bisect_left(ordered, self._norms.popleft())]
         return detection
 
 

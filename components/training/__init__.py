@@ -5,6 +5,8 @@
 - `lifetime`: a process that dies with its parent.
 - `worker`: what each process runs: set up, restore, loop, report.
 - `session`: model, optimizer, schedule, data and checkpoints of one process.
+- `parallel`: the model over all processes, by DDP or FSDP2.
+- `initial_weights`: begin with the weights of a checkpoint.
 - `random_state`: all random states of one process.
 - `loop`: the loop.
 - `progress`: what the loop saw, over all attempts.

@@ -6,7 +6,7 @@ batch of a step is the same samples whatever the number of processes or accumula
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,19 @@ class DataOrder:
 
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This rank's part of a step, cut into its accumulation steps."""
-        mine = np.array_split(self.global_batch(step), self.world_size)[self.rank]
-        return np.array_split(mine, self.accumulation)
+        batch = self.global_batch(step)
+        return [batch[part] for part in self._parts]
+
+    @cached_property
+    def samples_per_step(self) -> int:
+        """Samples that this rank sees in a step."""
+        return sum(part.stop - part.start for part in self._parts)
+
+    @cached_property
+    def _parts(self) -> list[slice]:
+        """Where this rank's micro-batches lie in a global batch."""
+        mine = np.array_split(np.arange(self.batch_size), self.world_size)[self.rank]
+        return [slice(int(part[0]), int(part[-1]) + 1) for part in np.array_split(mine, self.accumulation)]
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.start_step

@@ -21,6 +21,9 @@ class Job(BaseModel):
     """Checkpoints of attempts before it are not resumed; the newest of the others is."""
     resume_from: str | None = None
     """The checkpoint to resume where there is none such yet; None starts anew."""
+    init_uri: str = ""
+    """The checkpoint whose model's weights a start anew begins with; empty is random ones."""
+    init_digest: str = ""
     stop_at_step: int | None = None
     """End before this step without finishing the schedule; the canary runs the first steps only."""
     total_steps: int | None = None

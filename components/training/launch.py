@@ -148,7 +148,7 @@ def _failure(folder: Path, tail: "deque[str]") -> LaunchError | None:
     """
     notes = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
     last = [note for note in notes if note["restart"] == max(note["restart"] for note in notes)]
-    killed = _killed("\n".join(tail), {note["rank"] for note in last})
+    killed = _killed("\n".join(tail), {note["rank"] for note in last}, folder)
     if killed is not None:
         return killed
     if last:
@@ -158,12 +158,20 @@ def _failure(folder: Path, tail: "deque[str]") -> LaunchError | None:
     return LaunchError(lines[0]) if lines else None
 
 
-def _killed(output: str, noted: set[int]) -> LaunchError | None:
+def stall_note(folder: str | Path, rank: int | str) -> Path:
+    """Where a worker notes whom a collective waits for, while it does: NCCL aborts without an error of its own."""
+    return Path(folder, f"stall-{rank}.txt")
+
+
+def _killed(output: str, noted: set[int], folder: Path) -> LaunchError | None:
     """A worker that a signal ended without a word of its own, SIGTERM aside: that is the agent's, after a failure."""
     for rank, number in _ENDED.findall(output):
         name = signal.Signals(int(number)).name
         if int(rank) in noted or name == "SIGTERM" or (name == "SIGKILL" and _KILLED_BY_AGENT in output):
             continue
         hint = ": out of memory, or killed by hand" if name == "SIGKILL" else ""
+        note = stall_note(folder, rank)
+        if name == "SIGABRT" and note.exists():
+            hint = f": {note.read_text() or 'see its log'}"
         return LaunchError(f"rank {rank} was ended by {name}{hint}")
     return None

@@ -10,94 +10,160 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Subset
 
 from ..errors import UserError
-from ..telemetry import StepRecord
-from .batches import batch_size, loader, to_device
+from ..telemetry import Detection, StepRecord
+from .batches import loader, to_device
+from .parallel import NOT_GATHERED, evaluating
 from .progress import Progress
 from .session import Session
 from .sync_guard import Stop
 
 EVAL_BATCH_SIZE = 256
+SMALLEST_LOSS_SCALE = 1.0
+"""Where fp16's gradients overflow at this scale too, they are not small numbers that need one."""
 
 
 def train(session: Session, progress: Progress) -> None:
     """Run updates from the session's step to its end, with validations and checkpoints on the way.
 
     Raises:
-        Stop: on every rank alike, before the update that it names, which is not applied.
+        Stop: on every rank alike. Of a divergence or an LR sync error the update is not applied; else all are that
+            came before the step that it names.
         SyncError: when replicas differ.
     """
     batches = session.batches()
     while session.step < session.end_step:
         _drill(session)
-        record = _update(session, batches)
-        session.step += 1
+        skipped_before = session.skipped_updates
+        record, stop = _update(session, batches)
         session.trace.append(record)
+        if stop is not None and stop.kind in ("lr_sync_error", "diverged"):
+            progress.observe(record)
+            raise stop
+        session.step += 1
         progress.observe(record)
+        if session.skipped_updates > skipped_before:
+            detail = f"loss {record.loss:g}, gradient norm {record.grad_norm:g} on rank {session.rank}"
+            note(session, progress, Detection(record.step, "update_skipped", detail))
         _periodic(session, progress)
+        if stop is not None and session.step < session.end_step:
+            raise Stop(stop.kind, session.step, stop.detail)
         _check_budget(session, record.step_seconds)
 
 
-def _update(session: Session, batches: Iterator[Any]) -> StepRecord:
-    """One update: forward and backward over the micro-batches, clip, step; returns its record.
-
-    Raises:
-        Stop: when the gradient norm is not finite on the ranks, whatever made it so.
-    """
+def _update(session: Session, batches: Iterator[Any]) -> tuple[StepRecord, Stop | None]:
+    """One update: forward and backward over the micro-batches, clip, step; and why all ranks stop, if they do."""
     started = perf_counter()
-    step, accumulation = session.step, session.order.accumulation
-    go_back = session.before_update()
-    planned = session.guard.check_rate(step, session.optimizer)
+    step = session.step
+    planned = session.guard.check_rates(step, session.schedule, session.optimizer)
+    rate = float(session.optimizer.param_groups[0]["lr"])
     session.optimizer.zero_grad(set_to_none=True)
-    total, samples = 0.0, 0
-    for number, batch in enumerate(islice(batches, accumulation)):
-        session.model.require_backward_grad_sync = number == accumulation - 1
-        with session.autocast():
-            loss = _scalar(session.task.loss(session.model, batch))
-        (session.guard.poisoned(loss) / accumulation).backward()  # type: ignore[no-untyped-call]
-        total += loss.item() / accumulation
-        samples += batch_size(batch)
-    limit = session.config.optimizer.grad_clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(session.module.parameters(), math.inf if limit is None else limit).item()
-    rate = _rate(session)
-    if not math.isfinite(norm):
-        go_back()
-        stop = session.guard.agreed_stop(step, total, norm)
-        if stop.kind in ("diverged", "lr_sync_error"):
-            session.trace.append(StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples))
-        raise stop
-    session.optimizer.step()
+    seen = _forward_backward(session, batches)
+    session.scaler.unscale_(session.optimizer)
+    norm, carried = session.parallel.clip(_limit(session))
+    total = seen.item()
+    heard = session.guard.hear(total, carried)
+    finite = heard.finite and math.isfinite(norm)
+    if not finite and not _may_skip(session, heard.finite):
+        figures = f"loss {total:g}, gradient norm {norm:g} at step {step} on rank {session.rank}"
+        session.guard.ask_to_stop("diverged", figures)
+        heard = heard._replace(stop=True)
+    stop = session.guard.agreed_stop(step, finite=math.isfinite(total)) if heard.stop else None
+    applied = finite and not (stop is not None and stop.kind in ("lr_sync_error", "diverged"))
+    if applied:
+        session.scaler.step(session.optimizer)
+    session.scaler.update()
     session.scheduler.step()
-    return StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples)
+    samples = session.order.samples_per_step
+    return StepRecord(step, rate, planned, total, norm, perf_counter() - started, samples, applied), stop
+
+
+def _forward_backward(session: Session, batches: Iterator[Any]) -> Tensor:
+    """The gradients of a step, over its micro-batches; returns its mean loss, a scalar without gradient."""
+    session.phase = "loss"
+    accumulation = session.order.accumulation
+    losses: list[Tensor] = []
+    for number, batch in enumerate(islice(batches, accumulation), 1):
+        last = number == accumulation
+        session.parallel.before_forward(reduces=last)
+        with session.autocast():
+            loss = _scalar(session.task.loss(session.parallel.model, batch))
+        if accumulation > 1:
+            loss = loss / accumulation
+        losses.append(loss.detach())
+        carried = session.guard.numbers(_sum(losses)) if last else None
+        session.phase = "update"
+        session.parallel.backward(session.scaler.scale(loss), carried)
+    return _sum(losses)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    return sum(losses[1:], start=losses[0])
+
+
+def _limit(session: Session) -> float:
+    limit = session.config.optimizer.grad_clip_norm
+    return math.inf if limit is None else limit
+
+
+def _may_skip(session: Session, finite_loss: bool) -> bool:
+    """Whether an update without finite gradients is left out: an overflow of fp16, or one that the config allows.
+
+    Every rank decides alike, from what the reduction brought to all.
+    """
+    if finite_loss and session.scaler.is_enabled():
+        return session.scaler.get_scale() > SMALLEST_LOSS_SCALE
+    session.skipped_updates += 1
+    return session.skipped_updates <= session.config.training.max_skipped_updates
+
+
+def note(session: Session, progress: Progress, event: Detection) -> None:
+    """Keep an event of the run: in its progress, and so in checkpoints, ledger and report, and in the trace."""
+    progress.events.append(event)
+    if session.rank == 0:
+        session.trace.event(event.step, event.kind, event.detail)
 
 
 def _scalar(loss: object) -> torch.Tensor:
+    if isinstance(loss, DTensor):
+        raise UserError(NOT_GATHERED)
     if not isinstance(loss, torch.Tensor) or loss.ndim != 0 or not loss.requires_grad:
         kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise UserError(f"the task's loss() gave {kind}, which is not a scalar with a gradient → return a mean loss")
     return loss
 
 
-def _rate(session: Session) -> float:
-    return float(session.optimizer.param_groups[0]["lr"])
-
-
 def _periodic(session: Session, progress: Progress) -> None:
     """Validate, compare replicas and save where it is due, and always at the end."""
     done = session.step
-    last = done == session.end_step
-    if last or done % session.config.training.eval_every_steps == 0:
+    if done == session.end_step or done % session.config.training.eval_every_steps == 0:
+        session.phase = "validation"
         session.guard.compare_replicas(done, session.module)
         session.metrics = validate(session)
         if session.rank == 0:
             session.trace.validation(done, session.metrics)
             print(_progress_line(session, progress), flush=True)  # noqa: T201 - the step's log
+        if done < session.end_step:
+            _decide(session, progress)
     every = session.job.checkpoint_every or session.config.checkpoint.every_steps
-    if last or done % every == 0:
-        session.trace.flush()
+    if done == session.end_step or done % every == 0:
         save(session, progress)
+
+
+def _decide(session: Session, progress: Progress) -> None:
+    """What the validation asks for: a restart or a reduction of the rate, or the end."""
+    event, reason, early_end = session.rules.decide(session.step, session.metrics)
+    if event is not None:
+        session.scheduler.add(event)
+        detail = f"{reason}: the rate is {session.schedule.lr(session.step):g} from here"
+        note(session, progress, Detection(event.step, event.kind, detail))
+    if early_end:
+        session.end_step, session.ended_early = session.step, True
+        note(session, progress, Detection(session.step, "early_stopped", early_end))
 
 
 def save(session: Session, progress: Progress) -> None:
@@ -105,6 +171,7 @@ def save(session: Session, progress: Progress) -> None:
     if session.last_checkpoint is not None and session.last_checkpoint.step == session.step:
         return
     started = perf_counter()
+    session.phase = "saving"
     session.save(progress)
     progress.save_seconds = max(progress.save_seconds, perf_counter() - started)
     if session.rank == 0:
@@ -114,16 +181,17 @@ def save(session: Session, progress: Progress) -> None:
 
 def validate(session: Session) -> dict[str, float]:
     """Each score's mean over the validation split, over all ranks; the same on every rank."""
-    session.share_buffers()
-    mine = Subset(session.val_set, range(session.rank, len(session.val_set), session.world_size))
+    mine = range(session.rank, len(session.val_set), session.world_size)
+    # Every rank takes as many samples, those beyond its own for nothing: under FSDP2 a forward pass is a collective.
+    taken = [*mine, *[0] * (math.ceil(len(session.val_set) / session.world_size) - len(mine))]
     sums: dict[str, float] = {}
-    session.module.eval()
-    with torch.inference_mode():
-        for batch in loader(mine, batch_size=EVAL_BATCH_SIZE):
-            scores = session.task.scores(session.module, to_device(batch, session.device))
+    with evaluating(session.module):
+        for number, batch in enumerate(loader(Subset(session.val_set, taken), batch_size=EVAL_BATCH_SIZE)):
+            with session.autocast():
+                scores = session.task.scores(session.module, to_device(batch, session.device))
+            counted = max(0, len(mine) - number * EVAL_BATCH_SIZE)
             for name, values in scores.items():
-                sums[name] = sums.get(name, 0.0) + values.double().sum().item()
-    session.module.train()
+                sums[name] = sums.get(name, 0.0) + values[:counted].double().sum().item()
     # As objects: a rank without samples knows no names.
     everyone: list[dict[str, float]] = [sums] * session.world_size
     dist.all_gather_object(everyone, sums)
@@ -148,8 +216,9 @@ def _drill(session: Session) -> None:
 
 def _progress_line(session: Session, progress: Progress) -> str:
     metrics = " ".join(f"val_{name}={value:.4f}" for name, value in session.metrics.items())
-    figures = f"lr={_rate(session):.6g} loss={progress.recent_loss():.4f} {metrics}"
+    rate = float(session.optimizer.param_groups[0]["lr"])
+    figures = f"lr={rate:.6g} loss={progress.recent_loss():.4f} {metrics}"
     return f"step {session.step}/{session.total_steps} {figures}"
 
 
-__all__ = ["Stop", "save", "train", "validate"]
+__all__ = ["Stop", "note", "save", "train", "validate"]

@@ -9,7 +9,9 @@ from typing import Any, Self
 from ..telemetry import Detection, StepRecord
 from ..telemetry.detectors import WINDOW, Detector, detectors
 
-ANOMALIES = frozenset({"non_finite_loss", "exploding_gradient", "lr_off_plan", "diverged"})
+ANOMALIES = frozenset(
+    {"non_finite_loss", "exploding_gradient", "lr_off_plan", "diverged", "update_skipped", "rolled_back"}
+)
 """Kinds of events that make a run anomalous."""
 
 
@@ -21,6 +23,9 @@ class Progress:
     max_lr_deviation: float = 0.0
     """Largest |applied - planned| / planned."""
     detections: list[Detection] = field(default_factory=list)
+    """What the detectors saw since the last rollback."""
+    events: list[Detection] = field(default_factory=list)
+    """What became of the run, the same on every rank: restarts, skipped updates, rollbacks with what led to them."""
     save_seconds: float = 0.0
     """The longest save of a checkpoint."""
 
@@ -33,8 +38,19 @@ class Progress:
         if record.lr != record.lr_planned:
             deviation = abs(record.lr - record.lr_planned) / max(record.lr_planned, 1e-300)
             self.max_lr_deviation = max(self.max_lr_deviation, deviation)
-        found = (rule.observe(record) for rule in self._rules)
-        self.detections += [detection for detection in found if detection is not None]
+        for rule in self._rules:
+            detection = rule.observe(record)
+            if detection is not None:
+                self.detections.append(detection)
+
+    def anomalies(self) -> list[Detection]:
+        """Of what was seen since the last rollback."""
+        return [detection for detection in self.detections if detection.kind in ANOMALIES]
+
+    def untreated(self) -> list[Detection]:
+        """Anomalies that no policy of the config answered: they are in the weights."""
+        skipped = {event.step for event in self.events if event.kind == "update_skipped"}
+        return [anomaly for anomaly in self.anomalies() if anomaly.step not in skipped]
 
     def recent_loss(self) -> float:
         """Mean over the recent steps; NaN where there were none."""
@@ -54,6 +70,7 @@ class Progress:
             recent=everyone[0].recent,
             max_lr_deviation=max(progress.max_lr_deviation for progress in everyone),
             detections=list(first.values()),
+            events=everyone[0].events,
             save_seconds=max(progress.save_seconds for progress in everyone),
         )
 
@@ -63,6 +80,7 @@ class Progress:
             "recent": [list(record) for record in self.recent],
             "max_lr_deviation": self.max_lr_deviation,
             "detections": [asdict(detection) for detection in self.detections],
+            "events": [asdict(event) for event in self.events],
             "save_seconds": self.save_seconds,
         }
 
@@ -71,7 +89,10 @@ class Progress:
         """Progress as it was saved; the detectors look back on the same steps again."""
         progress = cls()
         for values in state["recent"]:
-            progress.observe(StepRecord(*values))
+            # JSON has no NaN and no infinity: a manifest holds them as text.
+            fields = [float(value) if isinstance(value, str) else value for value in values]
+            progress.observe(StepRecord._make(fields))
         progress.max_lr_deviation, progress.save_seconds = state["max_lr_deviation"], state["save_seconds"]
         progress.detections = [Detection(**detection) for detection in state["detections"]]
+        progress.events = [Detection(**event) for event in state["events"]]
         return progress

@@ -1,10 +1,16 @@
 """TrainingResult: what `train` gives to evaluation, the ledger and the report."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..config.document import Document, Verdict
+
+DEFAULT_GRACE_SECONDS = 30
+"""Of a Kubernetes pod."""
+UPDATE_SECONDS = 10
+"""For what comes before and after a save: the update in flight, the trace, the result."""
 
 
 class Event(BaseModel):
@@ -42,11 +48,17 @@ class TrainingResult(Document):
     """Largest |applied - planned| / planned over all steps and ranks; 0 is on plan."""
     lr_sync_errors: int
     anomalous: bool
-    """Whether any attempt saw an anomaly: `ANOMALIES` of `progress`."""
+    """Whether any attempt saw an anomaly: `ANOMALIES` of `progress`; what the SLO counts."""
+    untreated: list[str]
+    """Kinds of anomalies in the candidate's own weights: neither rolled back nor skipped, as the config allows."""
     checkpoint_uri: str
     """The committed checkpoint to evaluate."""
     checkpoint_digest: str
     """SHA-256 of its manifest, 64 hex digits."""
+    init_uri: str = ""
+    """The checkpoint whose weights the training began with, in its first attempt; empty where they were random."""
+    init_digest: str = ""
+    """SHA-256 of its manifest."""
     trace_uri: str
     """The prefix of the trace."""
     world_size: int
@@ -58,6 +70,14 @@ class TrainingResult(Document):
     save_seconds: float = 0.0
     """The longest checkpoint save, in seconds; sizes the grace period on a cluster."""
     events: list[Event] = Field(default_factory=list)
+
+    @property
+    def grace_seconds(self) -> int:
+        """What `terminationGracePeriodSeconds` has to be at least, for a SIGTERM to end in a checkpoint.
+
+        Twice the longest save, `UPDATE_SECONDS`, and never less than Kubernetes' own default.
+        """
+        return max(DEFAULT_GRACE_SECONDS, math.ceil(2 * self.save_seconds) + UPDATE_SECONDS)
 
     def to_markdown(self) -> str:
         """How the training ended, as a person reads it in the UI."""

@@ -1,69 +1,40 @@
 """Everything one process trains with: model, optimizer, schedule, data, checkpoints and trace."""
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..checkpoint import CheckpointRef, CheckpointStore, Manifest
-from ..checkpoint.store import MODEL_PREFIX, restore
+from ..checkpoint.store import MODEL_PREFIX, read_manifest, restore
 from ..config import config_digests
-from ..config.optimizer import OptimizerConfig, ParameterGroup
 from ..errors import UserError
-from ..schedule import build_momentum, build_schedule
+from ..schedule import Schedule, ScheduleConfig, build_momentum, build_schedule
 from ..schedule.torch_adapter import ScheduleLR
 from ..task import Split, Task, load_task
 from ..telemetry import TraceWriter
 from . import random_state
 from .batches import loader, to_device
 from .data_order import DataOrder
+from .heartbeat import Phase
+from .initial_weights import load_initial_weights, misfits
 from .job import Job
+from .optimizer import build_optimizer, optimizer_state, prepare_state
+from .parallel import Alone, Replicated, Sharded, share_buffers
 from .progress import Progress
 from .random_state import RandomState
-from .sync_guard import SyncGuard
+from .sync_guard import SyncGuard, checksum
+from .validation_rules import ValidationRules
 
 OPTIMIZER_PREFIX = "optim."
 RNG_PREFIX = "rng."
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """The configured optimizer over all parameters that train.
-
-    With `groups`, the first parameter group has what none of them matches, and may be empty; the others follow in
-    their order. So the first group's rate is always the schedule's own.
-
-    Raises:
-        UserError: when a group gets no parameter.
-    """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    parameters: Any = _parameter_groups(named, config.groups) if config.groups else list(named.values())
-    if config.kind == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
-
-
-def _parameter_groups(named: dict[str, nn.Parameter], groups: tuple[ParameterGroup, ...]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = [{"params": []}]
-    for group in groups:
-        own_decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
-        made.append({"params": [], "lr_scale": group.lr_scale, **own_decay})
-    for name, parameter in named.items():
-        matching = (number for number, group in enumerate(groups, 1) if re.fullmatch(group.match, name))
-        made[next(matching, 0)]["params"].append(parameter)
-    for number, group in enumerate(groups):
-        if not made[number + 1]["params"]:
-            reason = "matches no parameter that trains → the whole name of one, such as " + next(iter(named), "…")
-            if any(re.fullmatch(group.match, name) for name in named):
-                reason = "groups before it take all that it matches → put it before them, or leave it out"
-            raise UserError(f"optimizer.groups.{number}.match = {group.match!r}: {reason}")
-    return made
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Session:
@@ -77,20 +48,17 @@ class Session:
         self.digests = config_digests(self.config)
         self.task = load_task(self.config.task)
         random_state.seed(job.seed)
-        self.module = self.task.model().to(self.device)
+        self.guard = SyncGuard(self.rank, self.world_size, self.digests.training, self.device)
+        self.module = self.task.model()
+        self.parallel = self._spread()
         self.train_set, self.val_set = sized_dataset(self.task, "train"), sized_dataset(self.task, "val")
         self.num_train_samples = len(self.train_set)
-        schedule = self.config.schedule
-        self.total_steps = self.config.total_steps(self.num_train_samples)
-        if job.total_steps is not None:
-            whole = schedule.model_copy(update={"total_steps": self.total_steps, "total_epochs": None})
-            schedule, self.total_steps = whole.compressed(job.total_steps), job.total_steps
-        self.schedule = build_schedule(
-            schedule, total_steps=self.total_steps, batch_size=self.config.training.batch_size
-        )
-        self.optimizer = build_optimizer(self.module, self.config.optimizer, self.schedule.lr(0))
-        momentum = build_momentum(schedule, self.schedule, self.config.optimizer.own_momentum)
-        self.scheduler = ScheduleLR(self.optimizer, self.schedule, momentum)
+        self.total_steps = job.total_steps or self.config.total_steps(self.num_train_samples)
+        schedule = self._schedule_config()
+        self.optimizer, self.scheduler = self._updates(schedule)
+        fp16 = self.config.training.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self.rules = ValidationRules(schedule, self.config.training)
         self.order = DataOrder(
             num_samples=self.num_train_samples,
             batch_size=self.config.training.batch_size,
@@ -99,55 +67,81 @@ class Session:
             world_size=self.world_size,
             accumulation=job.accumulation or self.config.training.grad_accumulation,
         )
-        self.guard = SyncGuard(self.schedule, self.rank, self.world_size)
         self.trace = TraceWriter(job.trace_uri, self.rank, attempt)
         self.checkpoints = CheckpointStore(job.checkpoint_uri, job.run_id)
+        self.init_uri, self.init_digest = job.init_uri, job.init_digest
+        """The checkpoint that the weights began with, in whichever attempt or run that was."""
         self.step = 0
+        self.phase: Phase = "starting"
+        self.end_step = min(self.total_steps, job.stop_at_step or self.total_steps)
+        """Where this job stops."""
+        self.ended_early = False
+        self.skipped_updates = 0
         self.device_seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.last_checkpoint: CheckpointRef | None = None
         random_state.seed(job.seed + 1 + self.rank)
-        self.model = DistributedDataParallel(
-            self.module, device_ids=[self.device.index] if self.device.type == "cuda" else None
-        )
+
+    def _schedule_config(self) -> ScheduleConfig:
+        schedule = self.config.schedule
+        if self.job.total_steps is None:
+            return schedule
+        full_steps = self.config.total_steps(self.num_train_samples)
+        whole = schedule.model_copy(update={"total_steps": full_steps, "total_epochs": None})
+        return whole.compressed(self.job.total_steps)
+
+    def _updates(self, schedule: ScheduleConfig) -> tuple[torch.optim.Optimizer, ScheduleLR]:
+        """The optimizer and what moves its rates and its momentum."""
+        curve = build_schedule(schedule, total_steps=self.total_steps, batch_size=self.config.training.batch_size)
+        momentum = build_momentum(schedule, curve, self.config.optimizer.own_momentum)
+        optimizer = build_optimizer(self.module, self.config.optimizer, curve.lr(0))
+        return optimizer, ScheduleLR(optimizer, curve, momentum)
+
+    def _spread(self) -> Alone:
+        """Put the module on the device and spread it over the processes."""
+        sharded = self.world_size > 1 and self.config.distributed.strategy == "fsdp2"
+        if sharded:
+            # Each rank keeps its part of its own module, where DDP gives all of them rank 0's.
+            self.guard.agree_before_start({"initial parameters": checksum(self.module)})
+        else:
+            self.module.to(self.device)  # FSDP2 moves what it shards, a block at a time
+        compiled = self.config.training.compile
+        if self.world_size == 1:
+            return Alone(self.module, compiled=compiled)
+        if sharded:
+            return Sharded(self.module, self.device, self._low_precision, compiled=compiled)
+        return Replicated(self.module, self.device, compiled=compiled)
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Write trace and checkpoints under another attempt from here on."""
+        self.trace.close()
+        self.attempt = attempt
+        self.trace = TraceWriter(self.job.trace_uri, self.rank, attempt)
 
     @property
-    def end_step(self) -> int:
-        """Where this job stops."""
-        return min(self.total_steps, self.job.stop_at_step or self.total_steps)
+    def schedule(self) -> Schedule:
+        """The plan as it stands, with the events until now."""
+        return self.scheduler.schedule
 
     def batches(self) -> Iterator[Any]:
         """Collated micro-batches on the device, from the current step on."""
-        order = DataOrder(**{**vars(self.order), "start_step": self.step})
+        order = replace(self.order, start_step=self.step)
         for batch in loader(self.train_set, batch_sampler=order, collate_fn=default_collate):
             yield to_device(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The forward pass's precision."""
-        if self.config.training.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        dtype = self._low_precision
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
-    def before_update(self) -> Callable[[], None]:
-        """Take down what a forward pass changes; calling the result goes back to it, when no update follows."""
-        state = RandomState.now(self.device)
-        buffers = [buffer.clone() for buffer in self.module.buffers()]
-
-        def go_back() -> None:
-            state.set_again(self.device)
-            for buffer, value in zip(self.module.buffers(), buffers, strict=True):
-                buffer.copy_(value)
-
-        return go_back
-
-    def share_buffers(self) -> None:
-        """Give every rank rank 0's buffers, as DDP does before the next update; until then they differ."""
-        for buffer in self.module.buffers():
-            dist.broadcast(buffer, 0)
+    @property
+    def _low_precision(self) -> torch.dtype | None:
+        return _AUTOCAST.get(self.config.training.precision)
 
     def save(self, progress: Progress) -> CheckpointRef:
-        """Write a checkpoint of the current step; every rank calls it."""
-        self.share_buffers()
+        """Write a checkpoint of the current step, once the trace until there is written; every rank calls it."""
+        self.trace.sync()
+        share_buffers(self.module)
         everyone: list[Progress] = [progress] * self.world_size
         dist.all_gather_object(everyone, progress)
         ref = self.checkpoints.save(
@@ -160,6 +154,12 @@ class Session:
             state={
                 "scheduler": self.scheduler.state_dict(),
                 "seed": self.job.seed,
+                "scaler": self.scaler.state_dict(),
+                "rules": self.rules.to_state(),
+                "skipped_updates": self.skipped_updates,
+                "ended_early": self.ended_early,
+                "init_uri": self.init_uri,
+                "init_digest": self.init_digest,
                 "device_seconds": self.device_seconds,
                 "progress": Progress.merged(everyone).to_state(),
             },
@@ -169,45 +169,59 @@ class Session:
         self.last_checkpoint = ref
         return ref
 
+    def begin(self) -> None:
+        """Take the weights that the job begins with, where it names some; the rest of the state stays new.
+
+        Raises:
+            UserError: when they are another model's.
+            CheckpointError: when they do not verify.
+        """
+        if self.init_uri:
+            load_initial_weights(self.module, self.init_uri, self.init_digest)
+
     def restore(self, ref: CheckpointRef) -> Progress:
         """Continue from a checkpoint, also one of another world size; returns what was seen until then.
 
         Raises:
-            UserError: when it belongs to another config or seed.
+            UserError: when it belongs to another config, seed or model.
             CheckpointError: when it does not verify.
         """
-        tensors, manifest = restore(ref.uri)
+        manifest, _ = read_manifest(ref.uri)
         self._refuse_other_run(manifest, ref)
-        with torch.no_grad():
-            self.module.load_state_dict(_below(MODEL_PREFIX, tensors))
-        self._load_optimizer(tensors)
+        tensors = self._targets(manifest)
+        restore(ref.uri, into=tensors)
         self.scheduler.load_state_dict(manifest.state["scheduler"])
+        self.scaler.load_state_dict(manifest.state["scaler"])
+        self.rules.load_state(manifest.state["rules"])
         self.step, self.metrics = manifest.step, dict(manifest.metrics)
+        self.skipped_updates = manifest.state["skipped_updates"]
+        if manifest.state["ended_early"]:
+            self.end_step = min(self.end_step, manifest.step)
         self.device_seconds = manifest.state["device_seconds"]
+        self.init_uri, self.init_digest = manifest.state["init_uri"], manifest.state["init_digest"]
         self.last_checkpoint = ref
         if manifest.world_size == self.world_size:
             states = _below(f"{RNG_PREFIX}{self.rank}.", tensors)
             RandomState.from_tensors(states).set_again(self.device)
         return Progress.from_state(manifest.state["progress"])
 
+    def _targets(self, manifest: Manifest) -> dict[str, Tensor]:
+        """What to load a checkpoint into: this rank's own part of its state."""
+        targets = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
+        saved = prepare_state(self.optimizer, self.module, manifest.described(OPTIMIZER_PREFIX))
+        targets |= {f"{OPTIMIZER_PREFIX}{name}": tensor for name, tensor in saved.items()}
+        if manifest.world_size == self.world_size:
+            mine = f"{RNG_PREFIX}{self.rank}."
+            for name, tensor in manifest.described(mine).items():
+                targets[mine + name] = torch.empty_like(tensor, device="cpu")
+        return targets
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
-        for name, parameter in self.module.named_parameters():
-            for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
-                if isinstance(value, Tensor):
-                    tensors[f"{OPTIMIZER_PREFIX}{name}.{key}"] = value
+        for name, tensor in optimizer_state(self.optimizer, self.module).items():
+            tensors[f"{OPTIMIZER_PREFIX}{name}"] = tensor
         states = RandomState.now(self.device).to_tensors()
         return tensors | {f"{RNG_PREFIX}{self.rank}.{name}": tensor for name, tensor in states.items()}
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.module.named_parameters():
-            prefix = f"{OPTIMIZER_PREFIX}{name}."
-            for full, tensor in tensors.items():
-                if full.startswith(prefix) and "." not in full[len(prefix) :]:
-                    key = full[len(prefix) :]
-                    # AdamW keeps its step count on the CPU.
-                    target = tensor if key == "step" else tensor.to(self.device)
-                    self.optimizer.state[parameter][key] = target
 
     def _refuse_other_run(self, manifest: Manifest, ref: CheckpointRef) -> None:
         if manifest.training_digest != self.digests.training:
@@ -220,6 +234,9 @@ class Session:
                 f"{ref.uri} was made with the seed {manifest.state['seed']}, this run's is {self.job.seed}"
                 " → --resume never, or resume the run that made it"
             )
+        different = misfits(self.module.state_dict(), manifest)
+        if different:
+            raise UserError(f"{ref.uri} is another model's: {different} → --resume never, or the code that made it")
 
 
 def sized_dataset(task: Task, split: Split) -> Any:

@@ -88,6 +88,8 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore
         result_uri=result_uri,
         oldest_attempt=1 if resume == "auto" else _num_attempts(run_store, result_uri) + 1,
         resume_from=None if resume in ("auto", "never") else resume,
+        init_uri=plan.init_uri,
+        init_digest=plan.init_digest,
     )
 
 
@@ -131,8 +133,11 @@ def _failed(run_store: RunStore, job: Job, config: RunConfig, plan: RunPlan, err
         max_lr_deviation=0.0,
         lr_sync_errors=0,
         anomalous=False,
+        untreated=[],
         checkpoint_uri="",
         checkpoint_digest="",
+        init_uri=plan.init_uri,
+        init_digest=plan.init_digest,
         trace_uri=job.trace_uri,
         world_size=config.distributed.world_size,
         device="unknown",

@@ -22,19 +22,21 @@ from ..checkpoint import CheckpointRef
 from ..checkpoint.store import read_manifest
 from ..config.document import Verdict
 from ..errors import ConvergateError, ExitCode, UserError
-from ..storage import ObjectExistsError, S3Location, S3Store
+from ..storage import S3Location, S3Store
+from .attempts import claim_attempt
+from .facts import facts
+from .heartbeat import Heartbeat
 from .job import JOBS, Job
-from .launch import FAILURES_VARIABLE
+from .launch import FAILURES_VARIABLE, stall_note
 from .loop import Stop, save, train
+from .parallel import TORCH_SAYS
 from .progress import ANOMALIES, Progress
 from .result import Event, TrainingResult
+from .rollback import roll_back
 from .session import Session
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=5)
-MAX_ATTEMPTS = 1000
 OUTAGE_PAUSE_SECONDS = 10
 """Before the first restart after S3 failed; before the second, twice as long."""
-_UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"
 
 
 def main(job_file: str) -> None:
@@ -45,23 +47,29 @@ def main(job_file: str) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(mode=not torch.cuda.is_available())
     jobs = JOBS.validate_json(Path(job_file).read_text())
-    dist.init_process_group(_backend(jobs[0]), timeout=COLLECTIVE_TIMEOUT)
+    timeout = timedelta(minutes=jobs[0].config().distributed.timeout_minutes)
+    dist.init_process_group(_backend(jobs[0]), timeout=timeout)
+    heartbeat = Heartbeat(dist.get_rank(), dist.get_world_size(), timeout, _note_stall)
     try:
         for job in jobs:
-            _run(job)
+            _run(job, heartbeat)
     except Exception as error:
-        known = _in_words(error)
-        _note_failure(known)
+        failed_at = time.time()
+        known = _in_words(error, heartbeat)
+        _note_failure(known, failed_at)
         _end_at_once(known)
+    heartbeat.close()
     dist.destroy_process_group()
 
 
-def _in_words(error: Exception) -> Exception:
-    """What torch says of a user's model, in the user's words where we know them."""
-    if isinstance(error, RuntimeError) and _UNUSED_PARAMETERS in str(error):
-        return UserError(
-            "the model has parameters that take no part in the loss → use them, or set requires_grad = False"
-        )
+def _in_words(error: Exception, heartbeat: Heartbeat) -> Exception:
+    """What torch says of a user's model or of a rank that is waited for, in words where we know them."""
+    waited_for = heartbeat.explain(error)
+    if waited_for is not None:
+        return ConvergateError(waited_for)
+    for said, meaning in TORCH_SAYS.items():
+        if said in str(error):
+            return UserError(meaning)
     return error
 
 
@@ -76,52 +84,38 @@ def _end_at_once(error: Exception) -> NoReturn:
     os._exit(int(getattr(error, "exit_code", 1)))
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, heartbeat: Heartbeat) -> None:
     started = perf_counter()
-    session = Session(job, _claim_attempt(job))
+    session = Session(job, claim_attempt(job))
+    heartbeat.follows = session
     signal.signal(signal.SIGTERM, lambda *_: session.guard.ask_to_stop("interrupted", "SIGTERM"))
     progress, events = _resume(session)
-    session.guard.agree_before_start(
-        {
-            "config digest": session.digests.training,
-            "policy digest": session.digests.policy,
-            "schedule": repr(session.schedule),
-            "seed": job.seed,
-            "training samples": session.num_train_samples,
-            "first step": session.step,
-        }
-    )
-    stop = None
+    session.guard.agree_before_start(facts(session))
     try:
-        train(session, progress)
-    except Stop as agreed:
-        stop = agreed
-        if stop.kind in ("interrupted", "budget"):
-            save(session, progress)
+        progress, stop = _train(session, progress)
     finally:
         session.trace.close()
     _report(session, progress, stop, events, perf_counter() - started)
 
 
-def _claim_attempt(job: Job) -> int:
-    """The number of this start of the processes, the same on every rank, claimed on S3 by rank 0."""
-    number = [0]
-    if dist.get_rank() == 0:
-        store, root = S3Store(), S3Location.parse(job.result_uri + ".attempts")
-        taken = sum(1 for _ in store.list(root))
-        for candidate in range(taken + 1, MAX_ATTEMPTS):
-            try:
-                store.create(root / f"{candidate:03}.json", json.dumps({"pid": os.getpid()}).encode())
-            except ObjectExistsError:
+def _train(session: Session, progress: Progress) -> tuple[Progress, Stop | None]:
+    """Train to the end, rolled back where a divergence and the config ask for it; or to where the ranks stop."""
+    while True:
+        try:
+            train(session, progress)
+        except Stop as stop:
+            rolled_back = roll_back(session, progress, stop)
+            if rolled_back is not None:
+                progress = rolled_back
                 continue
-            number = [candidate]
-            break
-    dist.broadcast_object_list(number)
-    return number[0]
+            if stop.kind in ("interrupted", "budget"):
+                save(session, progress)
+            return progress, stop
+        return progress, None
 
 
 def _resume(session: Session) -> tuple[Progress, list[Event]]:
-    """Restore the newest checkpoint that the job allows, the same one on every rank."""
+    """Restore the newest checkpoint that the job allows, the same one on every rank; begin anew where there is none."""
     chosen: list[CheckpointRef | None] = [None]
     if session.rank == 0:
         newest, given = session.checkpoints.newest(session.job.oldest_attempt), session.job.resume_from
@@ -131,6 +125,7 @@ def _resume(session: Session) -> tuple[Progress, list[Event]]:
         chosen = [newest]
     dist.broadcast_object_list(chosen)
     if chosen[0] is None:
+        session.begin()
         return Progress(), []
     progress = session.restore(chosen[0])
     if session.rank == 0:
@@ -146,7 +141,7 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
     if session.rank != 0:
         return
     seen = Progress.merged(everyone)
-    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in seen.detections]
+    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in (*seen.events, *seen.detections)]
     if stop is not None:
         events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
     status = _status(stop)
@@ -169,8 +164,11 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
         max_lr_deviation=seen.max_lr_deviation,
         lr_sync_errors=int(stop is not None and stop.kind == "lr_sync_error"),
         anomalous=any(event.kind in ANOMALIES for event in events),
+        untreated=sorted({anomaly.kind for anomaly in seen.untreated()}),
         checkpoint_uri=last.uri if last else "",
         checkpoint_digest=read_manifest(last.uri)[1] if last else "",
+        init_uri=session.init_uri,
+        init_digest=session.init_digest,
         trace_uri=session.job.trace_uri,
         world_size=session.world_size,
         device=_device_name(session.device),
@@ -194,7 +192,8 @@ def _summary(session: Session, seen: Progress, stop: Stop | None) -> str:
     if stop is not None:
         return f"{stop.kind.replace('_', ' ')} at step {stop.step}: {stop.detail}"
     loss = session.metrics.get("loss")
-    figures = [f"{session.step} steps"]
+    early = next((event for event in seen.events if event.kind == "early_stopped"), None)
+    figures = [f"{session.step} steps" if early is None else f"ended early at step {early.step}: {early.detail}"]
     if loss is not None:
         figures.append(f"val_loss {loss:.3f}")
     deviation = seen.max_lr_deviation
@@ -211,7 +210,7 @@ def _backend(job: Job) -> str:
     return ("nccl" if torch.cuda.is_available() else "gloo") if wanted == "auto" else wanted
 
 
-def _note_failure(error: Exception) -> None:
+def _note_failure(error: Exception, failed_at: float) -> None:
     """Leave the error for the launcher, which shows the oldest: it is the cause of the others."""
     folder = os.environ.get(FAILURES_VARIABLE)
     if folder:
@@ -220,11 +219,20 @@ def _note_failure(error: Exception) -> None:
         note = {
             "rank": rank,
             "restart": restart,
-            "time": time.time(),
+            "time": failed_at,
             "error": text.splitlines()[0] if text else "",
             "exit_code": int(getattr(error, "exit_code", 1)),
         }
         Path(folder, f"failure-{restart}-{rank}.json").write_text(json.dumps(note))
+
+
+def _note_stall(waited_for: str) -> None:
+    """Leave who is waited for, should NCCL's watchdog abort this process; or take that back."""
+    rank, folder = os.environ["RANK"], os.environ.get(FAILURES_VARIABLE)
+    if waited_for:
+        print(f"convergate: rank {rank}: {waited_for}", file=sys.stderr, flush=True)  # noqa: T201
+    if folder:
+        stall_note(folder, rank).write_text(waited_for)
 
 
 def _heed_earlier_failures() -> None:

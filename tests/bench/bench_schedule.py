@@ -11,16 +11,17 @@ from collections.abc import Callable
 from time import perf_counter
 
 import torch
-from convergate.components.schedule import CosineSchedule
+from convergate.components.schedule import CosineSchedule, ScheduleEvent
 from convergate.components.schedule.torch_adapter import ScheduleLR
 from figures import Figure, report
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedule_reference import MILLION, relative_error, schedules, steps
+from schedule_reference import MILLION, eventful, relative_error, steps
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 NUM_REPEATS = 31
 NUM_CALLS = 4_000
+NUM_EVENTS = 10
 NUM_SCHEDULES = 5_000
 STEPS_EACH = 20
 MAX_ERROR = 1e-12
@@ -61,8 +62,17 @@ def cost_figures(num_groups: int) -> list[Figure]:
     ]
 
 
+def event_figures() -> list[Figure]:
+    """A step after as many rollbacks as nobody wants."""
+    scheduler = ScheduleLR(optimizer(1), CosineSchedule(0.1, MILLION, 0.001, warmup_steps=NUM_CALLS // 2))
+    for number in range(NUM_EVENTS):
+        scheduler.add(ScheduleEvent(number * NUM_CALLS, "rollback", 0.9))
+    mine = statistics.median([microseconds(scheduler.step) for _ in range(NUM_REPEATS + 1)][1:])
+    return [Figure(f"step(), 1 group, with {NUM_EVENTS} events", mine, "µs", "shown", True)]
+
+
 def error_figures() -> list[Figure]:
-    """The largest relative error against 50 digits; the same schedules and steps each time."""
+    """The largest relative error against 50 digits, events included; the same schedules and steps each time."""
     errors: list[float] = []
 
     @settings(
@@ -70,7 +80,7 @@ def error_figures() -> list[Figure]:
     )
     @given(data=st.data())
     def measure(data: st.DataObject) -> None:
-        schedule = data.draw(schedules())
+        schedule = data.draw(eventful())
         errors.extend(relative_error(schedule, step) for step in data.draw(steps(schedule, STEPS_EACH)))
 
     measure()
@@ -83,9 +93,8 @@ def error_figures() -> list[Figure]:
 
 def main() -> int:
     """Measure, show, keep; returns the exit code."""
-    return report(
-        [figure for num_groups in TARGETS for figure in cost_figures(num_groups)] + error_figures(), "schedule"
-    )
+    costs = [figure for num_groups in TARGETS for figure in cost_figures(num_groups)]
+    return report([*costs, *event_figures(), *error_figures()], "schedule")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,19 @@ class Figure(NamedTuple):
     unit: str
     target: str
     met: bool
+    spread: tuple[float, float] | None = None
+    """The quartiles of what `value` is the median of."""
+
+    def __str__(self) -> str:
+        between = "" if self.spread is None else "[{:.3g}, {:.3g}] ".format(*self.spread)
+        return f"{self.value:.4g} {between}{self.unit}"
 
 
 def report(figures: list[Figure], name: str) -> int:
     """Show figures and keep them as `.bench/<name>.json`; returns the exit code, 1 when a target is missed."""
     table = Table("figure", "measured", "target", "met")
     for figure in figures:
-        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, "yes" if figure.met else "NO")
+        table.add_row(figure.name, str(figure), figure.target, "yes" if figure.met else "NO")
     Console().print(table)
     kept = ROOT / ".bench" / f"{name}.json"
     kept.parent.mkdir(exist_ok=True)

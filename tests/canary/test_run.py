@@ -1,21 +1,28 @@
 """A canary for real: worker processes, a kill -9 and a restore, on the digits, with checkpoints on S3."""
 
 import copy
+import itertools
 import math
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from convergate.canary import CanaryReport
 from convergate.canary.run import COMPRESSED_STEPS, accumulation, run_canary
+from convergate.components.checkpoint import CheckpointStore
+from convergate.components.checkpoint.store import read_manifest
 from convergate.components.config import RunConfig, parse_config
 from convergate.components.config.models import MIN_DRILL_STEPS
 from convergate.components.config.plan import make_plan
+from convergate.components.config.preflight import Facts, InitialWeights
 from convergate.components.errors import ExitCode, UserError
 from convergate.components.storage import RunStore, S3Error, S3Store
+from convergate.components.task.digits import DigitsTask
 from convergate.components.telemetry import read_trace
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 NUM_TRAIN = 1258
 CONFIG: dict[str, Any] = {
@@ -93,6 +100,39 @@ def test_a_good_config_passes_also_when_the_step_is_tried_again(s3: str) -> None
     assert report.seconds > 0
     assert RunStore(s3, "run-1").get("canary", CanaryReport) == report
     assert [place.key for place in S3Store().list(prefix) if "checkpoints" in place.key] == []
+
+
+def trained(root: str) -> InitialWeights:
+    """A checkpoint of a model that was trained for 60 steps."""
+    task = DigitsTask(width=4)
+    torch.manual_seed(0)
+    model: Any = task.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    data: Any = task.dataset("train")
+    batches = DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
+    for _, batch in zip(range(60), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    ref = CheckpointStore(f"{root}/checkpoints", "other").save(
+        tensors, attempt=1, step=60, rank=0, world_size=1, training_digest="", state={}, metrics={}
+    )
+    return InitialWeights(ref.uri, read_manifest(ref.uri)[1])
+
+
+def test_the_first_steps_begin_with_the_runs_own_weights(s3: str) -> None:
+    """And are held to where random ones begin, as the compressed schedule does; they go on after the kill."""
+    initial = trained(s3)
+    text = config_text(s3, training={"init_from": initial.uri})
+    config = parse_config(text)
+    report = run_canary(config, text, make_plan(config, "run-1", Facts(initial=initial)), on_line=lambda _: None)
+    assert verdicts(report) == PASSING
+    mechanics = read_trace(str(RunStore(s3, "run-1").prefix / "canary/compressed/trace"))
+    first, untrained = (trace[trace["step"] == 0]["loss"].mean() for trace in (read_trace(report.trace_uri), mechanics))
+    assert first < untrained / 4
+    falling = next(check for check in report.checks if check.name == "falling loss")
+    assert falling.threshold.endswith(f"half of the way to {untrained:.4g}, untrained")
 
 
 ONE_PROCESS = {"procs_per_node": 1}

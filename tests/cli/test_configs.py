@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,14 +39,26 @@ class TestValidate:
         assert answer.code == 0
         first, *rest = answer.out.splitlines()
         assert first.startswith("run.yaml: valid, ")
-        assert rest == [f"  training digest  {digests.training}", f"  policy digest    {digests.policy}"]
+        assert rest == [
+            "  length           40 steps, 2.105 epochs of 19",
+            f"  training digest  {digests.training}",
+            f"  policy digest    {digests.policy}",
+        ]
 
     def test_a_valid_config_for_a_machine(self, convergate: Convergate, write: WriteConfig, tmp_path: Path) -> None:
         answer = convergate("validate", write(), "--json")
         digests = config_digests(parse_config((tmp_path / "run.yaml").read_text()))
         assert answer.code == 0
         assert answer.json["checks"] > 10
-        assert {**answer.json, "checks": 0} == {"valid": True, "checks": 0, "problems": [], **digests.model_dump()}
+        assert {**answer.json, "checks": 0} == {
+            "valid": True,
+            "checks": 0,
+            "problems": [],
+            **digests.model_dump(),
+            "total_steps": 40,
+            "steps_per_epoch": 19,
+            "epochs": 40 / 19,
+        }
 
     @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
     def test_a_shipped_config_has_no_problem_on_its_tasks_data(self, convergate: Convergate, config: Path) -> None:
@@ -142,10 +154,13 @@ class TestSchedule:
     def test_json_is_the_same(self, convergate: Convergate, write: WriteConfig) -> None:
         rows = convergate("schedule", write(), "--csv").out.splitlines()[1:]
         answer = convergate("schedule", write(), "--json").json
-        assert answer == {"total_steps": 40, "lr": [float(row.partition(",")[2]) for row in rows]}
+        rates = [float(row.partition(",")[2]) for row in rows]
+        assert answer == {"total_steps": 40, "steps_per_epoch": 19, "epochs": 40 / 19, "lr": rates}
 
     def test_the_table_shows_start_peak_and_end(self, convergate: Convergate, write: WriteConfig) -> None:
-        rows = [line.split() for line in convergate("schedule", write()).out.splitlines()]
+        *table, length = convergate("schedule", write()).out.splitlines()
+        assert length == "40 steps, 2.105 epochs of 19"
+        rows = [line.split() for line in table]
         shown = {int(row[0]): row[1:] for row in rows}
         assert shown[0] == ["0"]
         assert shown[4] == ["0.1", "▇" * 50]
@@ -156,6 +171,30 @@ class TestSchedule:
         num_samples = int((DigitsTask().table()[DigitsTask().table_spec().split] == "train").sum())
         answer = convergate("schedule", write("total_steps: 40", "total_epochs: 2"), "--json")
         assert answer.json["total_steps"] == len(answer.json["lr"]) == 2 * (num_samples // 64)
+        assert (answer.json["epochs"], answer.json["steps_per_epoch"]) == (2, num_samples // 64)
+
+    @pytest.mark.parametrize(
+        ("kind", "peaks"),
+        [
+            ("plateau, plateau: {metric: val_loss, patience: 2}", range(4, 40)),
+            ("cosine_restarts, restarts: {cycle_steps: 9, on_plateau: {metric: loss, patience: 2, max: 1}}", [4, 13]),
+        ],
+    )
+    def test_a_rate_that_plateaus_change_is_shown_as_the_config_gives_it(
+        self, convergate: Convergate, write: WriteConfig, kind: str, peaks: Sequence[int]
+    ) -> None:
+        answer = convergate("schedule", write("kind: cosine", f"kind: {kind}"), "--json")
+        assert answer.err == "the rate depends on the run: without what plateaus of val_loss change\n"
+        assert {answer.json["lr"][step] for step in peaks} == {0.1}
+
+    def test_the_rate_is_shown_without_the_tasks_data(self, convergate: Convergate, write: WriteConfig) -> None:
+        config = write("digits:DigitsTask", "digits:NoTask")
+        answer = convergate("schedule", config, "--json")
+        assert (answer.json["total_steps"], answer.json["epochs"]) == (40, None)
+        assert convergate("schedule", config).out.endswith("\n40 steps\n")
+        in_epochs = Path(config).read_text().replace("total_steps: 40", "total_epochs: 2")
+        Path(config).write_text(in_epochs)
+        assert convergate("schedule", config).error.startswith("task.factory = ")
 
     @pytest.mark.parametrize(
         ("name", "start"), [("lr.png", b"\x89PNG\r\n\x1a\n"), ("lr.svg", b"<?xml"), ("lr.pdf", b"%PDF-1.")]

@@ -13,6 +13,7 @@ from convergate.components.checkpoint import Manifest
 from convergate.components.config.models import SloConfig
 from convergate.components.data.expectations import suite
 from convergate.components.promotion import ChampionRecord
+from convergate.components.schedule.events import EventKind
 from convergate.components.slo.ledger import DEADLINE, EndRecord, RunClass, StartRecord
 from convergate.components.slo.standing import ONE_EXCUSED_IN, allowed_failures
 from convergate.components.slo.statistics import (
@@ -117,10 +118,23 @@ def kinds() -> set[str]:
     return {detection.kind for detection in detect([*calm, *trouble])}
 
 
+PLATEAU_EVENTS = set(get_args(EventKind)) - {"rollback"}
+"""Told by their own names; a rollback as `rolled_back`."""
+
+
+def events_of_a_training() -> set[str]:
+    """The kinds that the code of the training names, but for that of a result without one, which tells its reason."""
+    code = "\n".join(file.read_text() for file in (ROOT / "components/training").glob("*.py"))
+    found = set(re.findall(r'Detection\([\w.]+, "(\w+)"|Event\(step=[\w.]+, kind="(\w+)"', code))
+    return {kind for pair in found for kind in pair if kind} - {"failed"}
+
+
 def test_every_kind_of_event_has_a_section() -> None:
+    assert events_of_a_training() == {"resumed", "update_skipped", "early_stopped", "rolled_back"}
     assert kinds() == {"non_finite_loss", "exploding_gradient", "lr_off_plan"}
-    for kind in kinds() | {"lr_sync_error", "interrupted"}:
-        assert "**Means.**" in section("runbook.md", kind)
+    both = {"restart": "restart and reduce", "reduce": "restart and reduce"}
+    for kind in kinds() | events_of_a_training() | PLATEAU_EVENTS | {"lr_sync_error", "interrupted"}:
+        assert "**Means.**" in section("runbook.md", both.get(kind, kind))
     assert set(get_args(StopKind)) == {"diverged", "lr_sync_error", "interrupted", "budget"}
     assert "`status: diverged`" in section("runbook.md", "non_finite_loss")
     assert "budget.max_gpu_hours" in section("runbook.md", "over budget")
@@ -145,8 +159,8 @@ def test_every_message_that_the_runbook_quotes_is_one_of_ours() -> None:
 
 
 def test_every_canary_check_is_in_the_runbook() -> None:
-    columns = ["rank", "step", "lr", "lr_planned", "loss", "grad_norm"]
-    trace = pd.DataFrame([(0, 0, 0.1, 0.1, 1.0, 1.0)], columns=columns)
+    columns = ["rank", "step", "lr", "lr_planned", "loss", "grad_norm", "applied"]
+    trace = pd.DataFrame([(0, 0, 0.1, 0.1, 1.0, 1.0, True)], columns=columns)
     found = [
         *(checks.finite(trace, "first steps"), checks.falling_loss(trace), checks.bounded_gradient(trace)),
         *(checks.on_plan(trace, "first steps"), checks.on_plan(trace, "compressed schedule")),

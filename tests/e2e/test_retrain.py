@@ -1,11 +1,14 @@
 """The compiled DAG under kfp.local, end to end on real data: which tasks ran, and what was left behind."""
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
 
+import pandas as pd
 import pytest
+from convergate.components.config.signature import generate_key
 
 WHOLE = [
     "open-run", "validate-config", "validate-data", "canary", "train", "find-champion", "evaluate", "gate", "promote",
@@ -85,3 +88,30 @@ def test_runs_slo_and_gate_know_it(folder: Any, passing: dict[str, Any]) -> None
     gate = folder.run("gate", passing["run_id"])
     assert gate.returncode == 0
     assert "CHALLENGER" in gate.stdout
+
+
+def test_a_run_that_begins_with_the_champion_says_so_and_is_measured_against_it(
+    folder: Any, passing: dict[str, Any]
+) -> None:
+    promote = ("promote", passing["run_id"], "--approve", "--reason", "looked at", "--key", "ada.pem")
+    generate_key(folder.path / "ada.pem")
+    champion = json.loads(folder.run(*promote, "--json", MLFLOW_TRACKING_URI="").stdout)
+    config = folder.path / folder.config("again.yaml")
+    text = config.read_text().replace("batch_size: 64", "batch_size: 64, init_from: champion")
+    config.write_text(text.replace("target: 0.9", "target: 0.9, margin_vs_champion: 0.1"))
+    done = folder.run("retrain", config.name, "--json", MLFLOW_TRACKING_URI="")
+    assert done.returncode == 0, done.stderr + done.stdout
+    outcome = json.loads(done.stdout)
+    assert sorted(folder.executed(outcome["run_id"])) == sorted(WHOLE)
+
+    run = folder.path / ".convergate/s3/convergate/runs" / outcome["run_id"]
+    documents = {name: json.loads((run / f"{name}.json").read_text()) for name in ("plan", "training", "decision")}
+    for name, document in documents.items():
+        assert (document["init_uri"], document["init_digest"]) == (champion["uri"], champion["digest"]), name
+    assert json.loads((run / "evaluation.json").read_text())["champion_uri"] == champion["uri"]
+    page = (folder.path / outcome["report"]).read_text()
+    assert "initial weights" in page
+    assert champion["digest"] in page
+    steps = pd.concat(pd.read_parquet(path) for path in (run / "trace/steps").rglob("*.parquet"))
+    random_guess = math.log(10)
+    assert steps[steps["step"] == 0]["loss"].mean() < random_guess / 4

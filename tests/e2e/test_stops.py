@@ -4,11 +4,11 @@ from typing import Any
 
 
 def test_a_config_that_fails_preflight_is_stopped_first(folder: Any) -> None:
-    config = folder.path / folder.config("fp16.yaml")
-    config.write_text(config.read_text().replace("batch_size: 64", "batch_size: 64, precision: fp16"))
+    config = folder.path / folder.config("again.yaml")
+    config.write_text(config.read_text().replace("batch_size: 64", "batch_size: 64, init_from: champion"))
     done = folder.run("retrain", config.name)
     assert done.returncode == 2, done.stderr + done.stdout
-    assert "training.precision = fp16" in done.stdout.splitlines()[-1]
+    assert "training.init_from = champion: digits has no champion yet" in done.stdout.splitlines()[-1]
     newest = folder.json("runs")[0]
     assert newest["class"] == "rejected"
     assert folder.executed(newest["run"]) == ["open-run", "validate-config", "stop", "close-run"]

@@ -16,6 +16,7 @@ from convergate.pipelines.closing import (
     ATTEMPTS_PREFIX,
     ClosedRun,
     _series,
+    _tags,
     close_run,
     load_page,
     steps,
@@ -26,8 +27,10 @@ from convergate.pipelines.closing import (
 from ..documents import (
     config_text,
     make_canary,
+    make_config,
     make_data,
     make_decision,
+    make_end,
     make_evaluation,
     make_plan,
     make_promotion,
@@ -116,6 +119,15 @@ def test_the_mirrors_curves_are_rank_zeros_and_every_validation() -> None:
         "val_accuracy": [(1, 0.9)],
     }
     assert _series(page()) == {}
+
+
+def test_the_mirrors_tags_name_the_weights_that_it_began_with() -> None:
+    weights = {"init_uri": "s3://b/champion", "init_digest": "0a" * 32}
+    expected = {"convergate.init_uri": "s3://b/champion", "convergate.init_digest": "0a" * 32}
+    for documents in ({"training": make_training(**weights)}, {"plan": make_plan(**weights)}):
+        tags = _tags(make_config(), page(**documents), make_end())
+        assert {name: value for name, value in tags.items() if "init" in name} == expected
+    assert not any("init" in name for name in _tags(make_config(), page(training=make_training()), make_end()))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,17 @@ TRAINING: dict[str, Any] = {
     "schedule.restarts.on_plateau.metric": "accuracy",
     "schedule.restarts.on_plateau.patience": 4,
     "schedule.restarts.on_plateau.max": 1,
+    "schedule.restarts.on_plateau.mode": "max",
+    "schedule.restarts.on_plateau.smoothing": 2,
+    "schedule.restarts.on_plateau.cooldown": 1,
+    "schedule.restarts.on_plateau.threshold": 0.01,
+    "schedule.plateau.metric": "accuracy",
+    "schedule.plateau.patience": 4,
+    "schedule.plateau.mode": "max",
+    "schedule.plateau.smoothing": 2,
+    "schedule.plateau.cooldown": 1,
+    "schedule.plateau.threshold": 0.01,
+    "schedule.plateau.factor": 0.2,
     "schedule.step.every_steps": 101,
     "schedule.step.factor": 0.2,
     "schedule.clip.floor": 0.0,
@@ -87,6 +98,13 @@ TRAINING: dict[str, Any] = {
     "training.init_from": None,
     "training.early_stopping.metric": "accuracy",
     "training.early_stopping.patience": 4,
+    "training.early_stopping.mode": "max",
+    "training.early_stopping.smoothing": 2,
+    "training.early_stopping.min_delta": 0.01,
+    "training.compile": True,
+    "training.max_skipped_updates": 1,
+    "training.rollback.max": 3,
+    "training.rollback.lr_scale": 0.1,
     "distributed.nodes": 1,
     "distributed.procs_per_node": 1,
     "distributed.strategy": "ddp",
@@ -115,6 +133,7 @@ NEITHER: dict[str, Any] = {
     "owner.contact": "",
     "distributed.launcher": "local",
     "distributed.backend": "auto",
+    "distributed.timeout_minutes": 10.0,
     "checkpoint.uri": "s3://convergate/checkpoints",
     "checkpoint.every_steps": 100,
     "checkpoint.keep_last": 3,
@@ -142,10 +161,14 @@ def base(path: str) -> RunConfig:
     schedule: dict[str, Any] = {}
     if path.startswith("schedule.step."):
         schedule = {"kind": "step", "restarts": None, "step": {"every_steps": 100, "factor": 0.5}}
+    if path.startswith("schedule.plateau."):
+        schedule = {"kind": "plateau", "restarts": None, "plateau": {"metric": "val_loss", "patience": 3}}
     if path == "schedule.momentum.cycle":
         schedule = {"momentum": {"start": 0.5}}
+    training = {"rollback": {}} if path.startswith("training.rollback.") else {}
     document = BASE.model_dump(mode="json")
-    return RunConfig.model_validate(document | {"schedule": document["schedule"] | schedule})
+    sections = {"schedule": document["schedule"] | schedule, "training": document["training"] | training}
+    return RunConfig.model_validate(document | sections)
 
 
 def changed(path: str, value: Any) -> RunConfig:

@@ -85,6 +85,26 @@ def test_no_place_on_s3(parsed: Parsed, uri: str) -> None:
         parsed({"checkpoint.uri": uri})
 
 
+PINNED = f"s3://other/run/attempt-001-step-000000400@sha256:{'0a' * 32}"
+
+
+@pytest.mark.parametrize("init_from", ["champion", "s3://other/a@b/c", PINNED, None])
+def test_where_weights_begin(parsed: Parsed, init_from: str | None) -> None:
+    assert parsed({"training.init_from": init_from}).training.init_from == init_from
+
+
+@pytest.mark.parametrize(
+    "init_from",
+    ["Champion", "challenger", "/a", "s3://other", "s3://other/", "s3://Other/a", "s3://other/a b", PINNED[:-1],
+     PINNED + "0", PINNED.upper(), PINNED.replace("0a", "0A"), PINNED + PINNED[-72:], "s3://other/a@sha256:", ""],
+)  # fmt: skip
+def test_where_weights_do_not_begin(parsed: Parsed, init_from: str) -> None:
+    with pytest.raises(
+        ProblemsError, match=r"not a checkpoint\n.*→ champion, or s3://bucket/prefix, pinned by @sha256:"
+    ):
+        parsed({"training.init_from": init_from})
+
+
 @pytest.mark.parametrize("factory", ["task:Task", "a.b.c:Täsk", "_a:_B"])
 def test_a_task(parsed: Parsed, factory: str) -> None:
     assert parsed({"task.factory": factory}).task.factory == factory

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from convergate.components.config import Problem, RunConfig
-from convergate.components.config.preflight import Facts, preflight
+from convergate.components.config.preflight import Facts, InitialWeights, preflight
 
 Parsed = Callable[..., RunConfig]
 RESTARTS = {"schedule.kind": "cosine_restarts", "schedule.restarts.cycle_steps": 100}
 EPOCHS = {"schedule.total_steps": None, "schedule.total_epochs": 2}
 DROPS = {"schedule.kind": "step", "schedule.step.every_steps": 100}
+PLATEAU = {"schedule.kind": "plateau", "schedule.plateau.metric": "val_loss", "schedule.plateau.patience": 3}
 SCALING = {"schedule.scale_with_batch.base_batch_size": 256}
 
 
@@ -101,6 +102,69 @@ def test_a_sound_config_has_no_problem(parsed: Parsed) -> None:
                 "at most 99",
                 "warning",
             ),
+        ),
+        (
+            {
+                **RESTARTS,
+                "schedule.warmup.steps": 301,
+                "training.eval_every_steps": 10,
+                "schedule.restarts.on_plateau": {"metric": "val_loss", "patience": 3, "max": 2},
+            },
+            Problem(
+                "schedule.restarts.cycle_steps",
+                "longer than the 99 steps after warmup: no restart but on a plateau, and the rate never reaches lr_min",
+                "100",
+                "at most 99",
+                "warning",
+            ),
+        ),
+        (
+            {**PLATEAU, "schedule.plateau.patience": 7},
+            Problem(
+                "schedule.plateau.patience",
+                "never runs out: 7 validations count before the run's last",
+                "7",
+                "at most 6, or a smaller training.eval_every_steps",
+                "warning",
+            ),
+        ),
+        (
+            {**PLATEAU, "schedule.warmup.steps": 300},
+            Problem(
+                "schedule.plateau.patience",
+                "never runs out: 1 validation counts before the run's last",
+                "3",
+                "a smaller training.eval_every_steps",
+                "warning",
+            ),
+        ),
+        (
+            {
+                **RESTARTS,
+                "schedule.warmup.steps": 100,
+                "schedule.restarts.on_plateau": {"metric": "val_loss", "patience": 5, "max": 2},
+            },
+            Problem(
+                "schedule.restarts.on_plateau.patience",
+                "never runs out: 5 validations count before the run's last",
+                "5",
+                "at most 4, or a smaller training.eval_every_steps",
+                "warning",
+            ),
+        ),
+        (
+            {"training.early_stopping": {"metric": "val_loss", "patience": 7}},
+            Problem(
+                "training.early_stopping.patience",
+                "never runs out: 7 validations count before the run's last",
+                "7",
+                "at most 6, or a smaller training.eval_every_steps",
+                "warning",
+            ),
+        ),
+        (
+            {**PLATEAU, "schedule.plateau.metric": "val_accuracy"},
+            Problem("schedule.plateau.mode", "evaluation.mode of the same accuracy is max", "min", "max", "error"),
         ),
         (
             {**DROPS, "schedule.warmup.steps": 300},
@@ -227,6 +291,12 @@ def test_what_experience_says_goes_wrong(parsed: Parsed, values: dict[str, Any],
         {"schedule.total_steps": 4, "training.eval_every_steps": 1},
         {"optimizer.momentum": 0.5},
         {**DROPS, "schedule.warmup.steps": 299},
+        # 7 validations before the last: the first sets the mark.
+        {**PLATEAU, "schedule.plateau.patience": 6},
+        {**PLATEAU, "schedule.plateau.patience": 5, "schedule.warmup.steps": 99},
+        {**PLATEAU, "schedule.plateau.metric": "val_accuracy", "schedule.plateau.mode": "max"},
+        {**RESTARTS, "schedule.restarts.on_plateau": {"metric": "loss", "patience": 6, "max": 2}},
+        {"training.early_stopping": {"metric": "val_loss", "patience": 6}, "schedule.warmup.steps": 99},
         {"schedule.kind": "one_cycle", "schedule.warmup.steps": 120, "schedule.momentum.cycle": True},
         {"schedule.kind": "exponential", "schedule.lr_min": 0.001},
         {"schedule.momentum.warmup_steps": 5},
@@ -242,19 +312,9 @@ def test_what_is_usual_brings_no_warning(parsed: Parsed, values: dict[str, Any])
 @pytest.mark.parametrize(
     ("values", "path", "value"),
     [
-        ({"schedule.kind": "plateau"}, "schedule.kind", "plateau"),
-        (
-            {**RESTARTS, "schedule.restarts.on_plateau": {"metric": "val_loss", "patience": 3, "max": 2}},
-            "schedule.restarts.on_plateau",
-            "set",
-        ),
-        ({"training.precision": "fp16"}, "training.precision", "fp16"),
-        ({"training.init_from": "champion"}, "training.init_from", "champion"),
-        ({"training.early_stopping": {"metric": "val_loss", "patience": 5}}, "training.early_stopping", "set"),
         ({"distributed.launcher": "trainjob"}, "distributed.launcher", "trainjob"),
         ({"distributed.nodes": 2}, "distributed.nodes", "2"),
         ({"canary.nodes": 2}, "canary.nodes", "2"),
-        ({"distributed.strategy": "fsdp2"}, "distributed.strategy", "fsdp2"),
     ],
 )
 def test_a_key_without_code_behind_it_is_refused_not_ignored(
@@ -315,6 +375,15 @@ def test_the_cost_is_held_against_the_budget(parsed: Parsed, length: dict[str, A
             "fewer steps, or a larger budget",
         )
     ]
+
+
+def test_weights_to_begin_with_that_were_not_found(parsed: Parsed) -> None:
+    config = parsed({"training.init_from": "champion"})
+    problem = Problem("training.init_from", "digits has no champion yet", "champion", "promote one first")
+    found = preflight(config, Facts(initial=InitialWeights(problem=problem)))
+    assert found.errors == [problem]
+    there = preflight(config, Facts(initial=InitialWeights("s3://bucket/a", "0a" * 32)))
+    assert (there.errors, there.num_checks) == ([], found.num_checks)
 
 
 def test_a_check_whose_facts_are_missing_is_not_counted(parsed: Parsed) -> None:

@@ -135,6 +135,7 @@ def training(checkpoint: Champion) -> TrainingResult:
         max_lr_deviation=0.0,
         lr_sync_errors=0,
         anomalous=False,
+        untreated=[],
         checkpoint_uri=checkpoint.uri,
         checkpoint_digest=checkpoint.digest,
         trace_uri="s3://b/trace",

@@ -77,6 +77,16 @@ class TestPromote:
         assert [entry.actor for entry in audits(s3, model)] == ["ada", "bob"]
         assert ChampionRecord.from_json(S3Store().read(S3Location.parse(second.audit_uri))) == record
 
+    def test_a_version_tells_which_weights_its_training_began_with(
+        self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
+    ) -> None:
+        config = make_config(s3)
+        decision = make_decision(config, "run-1", init_uri="s3://b/champion", init_digest="0a" * 32)
+        result = promote_run(config, "run-1", decision)
+        with mlflow_client() as client:
+            tags = client.get_model_version(result.model, result.version).tags
+        assert (tags["convergate.init_uri"], tags["convergate.init_digest"]) == ("s3://b/champion", "0a" * 32)
+
     def test_who_was_measured_against_another_champion_is_refused(
         self, s3: str, make_config: MakeConfig, make_decision: MakeDecision
     ) -> None:

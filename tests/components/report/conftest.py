@@ -69,6 +69,7 @@ def make_trace(num_steps: int = 400, ranks: int = 2, nan_from: int | None = None
                     "grad_norm": norm,
                     "step_seconds": 0.021,
                     "samples": 32,
+                    "applied": True,
                 }
             )
         )
@@ -211,6 +212,7 @@ def training(**changes: object) -> TrainingResult:
         "max_lr_deviation": 0.0,
         "lr_sync_errors": 0,
         "anomalous": False,
+        "untreated": [],
         "checkpoint_uri": CHECKPOINT,
         "checkpoint_digest": "c4" * 32,
         "trace_uri": f"s3://convergate/runs/{RUN}/trace",

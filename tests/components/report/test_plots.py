@@ -4,6 +4,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from convergate.components.errors import UserError
 from convergate.components.report import plot_schedule, plots
+from convergate.components.report.annotations import CLUSTER_FRACTION
 from convergate.components.report.series import Mark
 from convergate.components.schedule import CosineSchedule
 
@@ -64,6 +65,36 @@ def test_deviation_and_marks_are_drawn(runs):
     trace.loc[3, "lr"] = 1.0
     shown = texts(plots.learning_rate(trace, None, [Mark(1, 100, "resumed", ""), Mark(2, 101, "x", "")]))
     assert {"off plan", "1–2"} <= set(shown)
+
+
+KINDS = ["restart", "resumed", "rolled_back", "update_skipped"]
+
+
+def test_many_events_keep_lines_and_labels_of_bounded_number_and_a_legend(runs):
+    trace = runs.make_trace(400)
+    marks = [Mark(number, 4 * number, KINDS[number % 4], "") for number in range(1, 100)]
+    for svg in (
+        plots.learning_rate(trace, SCHEDULE, marks),
+        plots.training_loss(trace, marks),
+        plots.gradient_norm(trace, None, marks),
+    ):
+        shown = texts(svg)
+        assert {"trouble", "new rates", "run"} <= set(shown)
+        labels = [text for text in shown if "–" in text]
+        assert len(labels) <= 1 / CLUSTER_FRACTION
+        assert (labels[0].split("–")[0], labels[-1].split("–")[-1]) == ("1", "99")
+    few = texts(plots.gradient_norm(trace, None, [Mark(1, 8, "restart", "")]))
+    assert "new rates" in few
+    assert not {"trouble", "run"} & set(few)
+
+
+def test_the_plan_that_events_made_is_drawn_beside_the_first_one(runs):
+    trace = runs.make_trace(200)
+    trace["lr_planned"] = trace["lr"] = [SCHEDULE.lr(step) for step in trace["step"]]
+    assert "planned at first" not in texts(plots.learning_rate(trace, SCHEDULE, []))
+    trace.loc[trace["step"] >= 120, ["lr", "lr_planned"]] *= 0.5
+    shown = texts(plots.learning_rate(trace, SCHEDULE, [Mark(1, 120, "rolled_back", "")]))
+    assert {"planned", "planned at first", "applied", "trouble"} <= set(shown)
 
 
 def test_labels_of_loss_gradient_and_slo(runs):

@@ -5,6 +5,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from convergate.components.report import RunPage, render, render_markdown, verdict_sentence
+from convergate.components.report.render import MAX_EVENTS
+from convergate.components.training.result import Event
 
 LIMIT = 500_000
 EVIL = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>"
@@ -72,6 +74,32 @@ def test_everything_that_is_known_is_on_the_page(runs):
         "decision's signature none", "cycle_mult: 2",
     ):  # fmt: skip
         assert fact in shown, fact
+
+
+@pytest.mark.parametrize("document", ["plan", "training", "decision"])
+def test_the_weights_that_it_began_with_are_told(runs, document):
+    """By what came last of plan, training and decision."""
+    assert "initial weights" not in Page(render(runs.passing())).plain
+    changed = getattr(runs, document)(init_uri="s3://b/champion", init_digest="0a" * 32)
+    later = {"plan": ["training", "decision"], "training": ["decision"], "decision": []}[document]
+    page = runs.passing(**{document: changed, **dict.fromkeys(later)})
+    expected = f"initial weights s3://b/champion initial weights' digest {'0a' * 32}"
+    assert expected in Page(render(page)).plain
+
+
+def test_a_changed_plan_and_the_longest_save_are_told(runs):
+    assert "terminationGracePeriodSeconds" not in Page(render(runs.passing())).plain
+    trace = runs.make_trace()
+    trace.loc[trace["step"] >= 200, ["lr", "lr_planned"]] *= 0.5
+    events = [Event(step=200, kind="rolled_back", detail="from step 213, loss nan")] * (MAX_EVENTS + 3)
+    training = runs.training(attempts=2, events=events, save_seconds=42.3)
+    shown = Page(render(runs.passing(trace=trace, training=training))).plain
+    assert "On plan: applied equals planned" in shown
+    assert "Events changed the schedule; the dotted line is what was planned at first." in shown
+    assert "rolled back from step 213, loss nan" in shown
+    assert "and 3 more" in shown
+    assert "Longest checkpoint save: 42 s. So that an interrupted run can save:" in shown
+    assert "terminationGracePeriodSeconds: 95, or more." in shown
 
 
 def test_signature_is_told(runs):

@@ -2,7 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from convergate.components.config import parse_config
 from convergate.components.report import series
+from convergate.components.schedule import build_schedule
 from convergate.components.training.result import Event
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +71,36 @@ def test_non_finite_records_become_marks(runs, value):
 def test_event_is_not_told_twice(runs):
     marks = series.marks(runs.diverged())
     assert [mark.kind for mark in marks] == ["exploding_gradient", "non_finite_loss"]
+
+
+def test_an_overflow_of_fp16_is_no_trouble(runs):
+    trace = runs.make_trace(40, ranks=1)
+    trace.loc[[5, 9], "grad_norm"] = np.inf
+    trace.loc[[7], "loss"] = math.nan
+    trace.loc[[5, 7], "applied"] = False
+    assert series.non_finite_steps(trace).tolist() == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [
+        ("rolled_back", "trouble"), ("update_skipped", "trouble"), ("diverged", "trouble"), ("failed", "trouble"),
+        ("lr_sync_error", "trouble"), ("lr_off_plan", "trouble"), ("exploding_gradient", "trouble"),
+        ("restart", "new rates"), ("reduce", "new rates"),
+        ("resumed", "run"), ("early_stopped", "run"), ("interrupted", "run"), ("budget", "run"),
+    ],
+)  # fmt: skip
+def test_events_are_of_three_groups(kind, group):
+    mark = series.Mark(1, 0, kind, "")
+    assert (mark.group, mark.bad) == (group, group == "trouble")
+
+
+def test_a_plan_that_events_changed_is_the_traces(runs):
+    trace = runs.make_trace(100)
+    schedule = build_schedule(parse_config(runs.CONFIG).schedule, total_steps=400, batch_size=64)
+    assert series.follows(trace, schedule)
+    trace.loc[trace["step"] >= 60, ["lr", "lr_planned"]] *= 0.5
+    assert not series.follows(trace, schedule)
+    steps, rates = series.planned(trace)
+    assert steps.tolist() == list(range(100))
+    assert rates.tolist() == [schedule.lr(step) * (0.5 if step >= 60 else 1) for step in range(100)]

@@ -9,17 +9,18 @@ from convergate.components.schedule import (
     MomentumCycle,
     MomentumWarmup,
     OneCycleSchedule,
+    PlateauSchedule,
     Schedule,
     ScheduleConfig,
     StepSchedule,
     build_momentum,
     build_schedule,
 )
-from convergate.components.schedule.build import IMPLEMENTED_KINDS
 from hypothesis import given
 from hypothesis import strategies as st
 
 BASE = {"lr0": 0.1, "total_steps": 100}
+PLATEAU = {"metric": "val_loss", "patience": 3, "factor": 0.5}
 
 
 def built(config: dict[str, object], total_steps: int = 100, batch_size: int = 64) -> Schedule:
@@ -31,7 +32,13 @@ def test_every_key_of_the_config_reaches_the_curve() -> None:
         "kind": "cosine_restarts",
         "lr_min": 0.01,
         "warmup": {"steps": 10, "start_lr": 0.02},
-        "restarts": {"cycle_steps": 20, "cycle_mult": 2, "scale": 0.5, "ramp_steps": 3},
+        "restarts": {
+            "cycle_steps": 20,
+            "cycle_mult": 2,
+            "scale": 0.5,
+            "ramp_steps": 3,
+            "on_plateau": {"metric": "val_loss", "patience": 3, "max": 2},
+        },
         "clip": {"floor": 0.03, "ceiling": 0.09},
     }
     assert built(config) == CosineSchedule(0.1, 100, 0.01, 10, 0.02, 0.03, 0.09, 20, 2, 0.5, 3)
@@ -50,6 +57,7 @@ def test_a_cosine_without_restarts_is_one_cycle() -> None:
         ({"kind": "constant"}, LinearSchedule(0.1, 100, 0.1, 10, 0.02)),
         ({"kind": "exponential"}, ExponentialSchedule(0.1, 100, 0.01, 10, 0.02)),
         ({"kind": "one_cycle"}, OneCycleSchedule(0.1, 100, 0.01, 10, 0.02)),
+        ({"kind": "plateau", "plateau": PLATEAU}, PlateauSchedule(0.1, 100, 0.01, 10, 0.02)),
         ({"kind": "step", "step": {"every_steps": 30}}, StepSchedule(0.1, 100, 0.01, 10, 0.02, every_steps=30)),
         (
             {"kind": "step", "step": {"every_steps": 30, "factor": 0.5}},
@@ -100,12 +108,6 @@ def test_the_peak_scales_with_the_batch(rule: str, peak: float) -> None:
     scaling = {"base_batch_size": 256, "rule": rule}
     assert built(BASE | {"scale_with_batch": scaling}, batch_size=64).lr(0) == peak
     assert built(BASE | {"scale_with_batch": scaling}, batch_size=256).lr(0) == 0.1
-
-
-def test_a_kind_without_a_curve_is_refused() -> None:
-    assert "plateau" not in IMPLEMENTED_KINDS
-    with pytest.raises(UserError, match="schedule.kind = plateau: not available in this version → one of cosine,"):
-        built(BASE | {"kind": "plateau"})
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "exponential", "one_cycle"])

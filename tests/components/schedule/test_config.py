@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 BASE: dict[str, Any] = {"lr0": 0.1, "total_steps": 400}
+PLATEAU: dict[str, Any] = {"metric": "val_loss", "patience": 3}
 RESTARTS: dict[str, Any] = BASE | {"kind": "cosine_restarts", "restarts": {"cycle_steps": 100}}
 
 
@@ -73,6 +74,17 @@ def found(fields: dict[str, Any]) -> dict[str, str]:
         ({"kind": "step", "step": {"every_steps": 9, "factor": 0}}, "step.factor", "greater than 0"),
         ({"kind": "step", "step": {"factor": 0.5}}, "step.every_steps", "Field required"),
         ({"restarts": {"cycle_steps": 10}}, "restarts", "has no effect under kind cosine → kind: cosine_restarts"),
+        ({"kind": "plateau"}, "plateau", "needs its metric → plateau: {metric: val_loss, patience: …}"),
+        ({"plateau": PLATEAU}, "plateau", "has no effect under kind cosine → kind: plateau"),
+        ({"kind": "plateau", "plateau": {"metric": "val_loss"}}, "plateau.patience", "Field required"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"patience": 0}}, "plateau.patience", "greater than or equal to 1"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"metric": ""}}, "plateau.metric", "at least 1 character"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"mode": "low"}}, "plateau.mode", "'min' or 'max'"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"smoothing": 0}}, "plateau.smoothing", "greater than or equal to 1"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"cooldown": -1}}, "plateau.cooldown", "greater than or equal to 0"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"threshold": math.inf}}, "plateau.threshold", "finite"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"factor": 1.0}}, "plateau.factor", "less than 1"),
+        ({"kind": "plateau", "plateau": PLATEAU | {"max": 2}}, "plateau.max", "Extra inputs"),
         ({"clip": {"floor": 0.2, "ceiling": 0.1}}, "clip.ceiling", "is below floor = 0.2 → at least 0.2"),
         ({"clip": {"ceiling": 0}}, "clip.ceiling", "greater than 0"),
         ({"momentum": {"start": 1.0}}, "momentum.start", "less than 1"),
@@ -107,6 +119,8 @@ def test_a_wrong_value_is_refused_under_its_own_path(fields: dict[str, Any], pat
         ({"cycle_steps": 10, "scale": 0}, "scale", "greater than 0"),
         ({"cycle_steps": 10, "scale": 1.01}, "scale", "less than or equal to 1"),
         ({"cycle_mult": 2}, "cycle_steps", "Field required"),
+        ({"cycle_steps": 9, "on_plateau": PLATEAU}, "on_plateau.max", "Field required"),
+        ({"cycle_steps": 9, "on_plateau": PLATEAU | {"max": 0}}, "on_plateau.max", "greater than or equal to 1"),
     ],
 )
 def test_wrong_restarts_are_refused_under_their_own_path(fields: dict[str, Any], path: str, message: str) -> None:
@@ -155,7 +169,13 @@ def test_compressed_by_hand() -> None:
         RESTARTS
         | {
             "warmup": {"steps": 20, "start_lr": 0.01},
-            "restarts": {"cycle_steps": 100, "cycle_mult": 2, "scale": 0.8, "ramp_steps": 5},
+            "restarts": {
+                "cycle_steps": 100,
+                "cycle_mult": 2,
+                "scale": 0.8,
+                "ramp_steps": 5,
+                "on_plateau": PLATEAU | {"max": 2, "cooldown": 1},
+            },
             "lr_min": 0.001,
             "clip": {"ceiling": 0.05},
             "momentum": {"warmup_steps": 30, "start": 0.5},
@@ -168,6 +188,8 @@ def test_compressed_by_hand() -> None:
     changed = {"total_steps", "total_epochs", "warmup", "restarts", "momentum"}
     assert short.model_dump(exclude=changed) == whole.model_dump(exclude=changed)
     assert (short.warmup.start_lr, short.restarts.cycle_mult, short.restarts.scale) == (0.01, 2, 0.8)
+    assert whole.restarts is not None
+    assert short.restarts.on_plateau == whole.restarts.on_plateau
     assert (short.momentum.warmup_steps, short.momentum.start) == (3, 0.5)
 
 
@@ -217,11 +239,13 @@ def test_it_drops_where_the_whole_schedule_does(
 @st.composite
 def schedules(draw: st.DrawFn) -> ScheduleConfig:
     total = draw(st.integers(2, 10_000))
-    kind = draw(st.sampled_from(["cosine", "exponential", "one_cycle", "step", "cosine_restarts"]))
+    kind = draw(st.sampled_from(["cosine", "exponential", "one_cycle", "plateau", "step", "cosine_restarts"]))
     fields = {"kind": kind, "lr0": 0.1, "lr_min": 0.01, "total_steps": total}
     fields |= {"warmup": {"steps": draw(st.integers(0, total - 1))}}
     if draw(st.booleans()):
         fields |= {"momentum": {"warmup_steps": draw(st.integers(0, total - 1))}}
+    if kind == "plateau":
+        fields |= {"plateau": PLATEAU}
     if kind == "step":
         fields |= {"step": {"every_steps": draw(st.integers(1, total + 10)), "factor": 0.5}}
     if kind == "cosine_restarts":

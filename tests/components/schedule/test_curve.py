@@ -12,6 +12,7 @@ from convergate.components.schedule import (
     ExponentialSchedule,
     LinearSchedule,
     OneCycleSchedule,
+    PlateauSchedule,
     Schedule,
     StepSchedule,
 )
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from schedule_reference import CURVES, MILLION, Curve, relative_error, schedules, steps
 from torch.optim import lr_scheduler
 
-FALLING: list[type[Curve]] = [ExponentialSchedule, LinearSchedule, OneCycleSchedule, StepSchedule]
+FALLING: list[type[Curve]] = [ExponentialSchedule, LinearSchedule, OneCycleSchedule, PlateauSchedule, StepSchedule]
 
 
 def rates(schedule: Schedule, end: int) -> list[float]:
@@ -254,6 +255,11 @@ def test_drops_by_hand() -> None:
     schedule = StepSchedule(lr0=0.8, total_steps=10, lr_min=0.15, warmup_steps=2, every_steps=3, factor=0.5)
     assert rates(schedule, 12) == close([0, 0.4, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2, 0.15, 0.15])
     assert StepSchedule(0.8, 100, 0.15, every_steps=3, factor=0.5).lr(99) == 0.15
+
+
+def test_a_plateau_nobody_reduces_is_constant_until_the_end() -> None:
+    schedule = PlateauSchedule(lr0=0.8, total_steps=6, lr_min=0.1, warmup_steps=2)
+    assert rates(schedule, 8) == [0, 0.4, 0.8, 0.8, 0.8, 0.8, 0.1, 0.1]
 
 
 def test_one_cycle_by_hand() -> None:

@@ -13,6 +13,8 @@ from convergate.components.schedule import (
     MomentumCycle,
     MomentumSchedule,
     MomentumWarmup,
+    ScheduleEvent,
+    with_events,
 )
 from convergate.components.schedule.torch_adapter import ScheduleLR
 from torch.optim import SGD, Adam, Optimizer
@@ -124,6 +126,79 @@ def test_an_optimizer_without_momentum_is_refused() -> None:
     with pytest.raises(UserError, match="^Adagrad has no momentum to schedule → SGD, or one with betas$"):
         ScheduleLR(optimizer, SCHEDULE, CYCLE)
     ScheduleLR(optimizer, SCHEDULE)
+
+
+RESTART, ROLLBACK = ScheduleEvent(9, "restart"), ScheduleEvent(20, "rollback", 0.5)
+
+
+def test_an_event_sets_the_rates_and_the_momentum_of_its_step_at_once() -> None:
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE, CYCLE)
+    assert (scheduler.events, scheduler.schedule) == ((), SCHEDULE)
+    restarted = with_events(SCHEDULE, [RESTART])
+    for step in range(9):
+        assert scheduler.get_last_lr() == [SCHEDULE.lr(step), SCHEDULE.lr(step) * 0.3]
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr()[0] == SCHEDULE.lr(9)
+    scheduler.add(RESTART)
+    for step in range(9, 31):
+        assert scheduler.get_last_lr() == [restarted.lr(step), restarted.lr(step) * 0.3]
+        momentum = MomentumCycle(restarted, low=0.5, high=0.9).momentum(step)
+        assert [group["momentum"] for group in optimizer.param_groups] == [momentum] * 2
+        scheduler.step()
+    assert (scheduler.events, scheduler.schedule) == ((RESTART,), restarted)
+
+
+def test_an_event_of_a_later_step_waits_for_it() -> None:
+    _, optimizer = parts()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    scheduler.add(ROLLBACK)
+    scheduler.step(19)
+    assert scheduler.get_last_lr()[0] == SCHEDULE.lr(19)
+    scheduler.step()
+    assert scheduler.get_last_lr()[0] == pytest.approx(SCHEDULE.lr(20) / 2, rel=1e-15, abs=0)
+
+
+def test_an_event_that_does_not_fit_changes_nothing() -> None:
+    scheduler = ScheduleLR(parts()[1], SCHEDULE, CYCLE)
+    scheduler.step(12)
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="reduce at step 12"):
+        scheduler.add(ScheduleEvent(12, "reduce", 0.5))
+    assert (scheduler.state_dict(), scheduler.schedule, scheduler.momentum) == (before, SCHEDULE, CYCLE)
+
+
+def test_the_events_are_part_of_the_state_beside_the_schedule_of_the_config() -> None:
+    """So a state with events is one of the same config."""
+    scheduler = ScheduleLR(parts()[1], SCHEDULE, CYCLE)
+    scheduler.step(25)
+    scheduler.add(ROLLBACK)
+    scheduler.add(RESTART)
+    saved = json.loads(json.dumps(scheduler.state_dict(), allow_nan=False))
+    assert saved["schedule"] == ScheduleLR(parts()[1], SCHEDULE, CYCLE).state_dict()["schedule"]
+    assert [event["step"] for event in saved["events"]] == [9, 20]
+    again = ScheduleLR(parts()[1], SCHEDULE, CYCLE)
+    again.load_state_dict(saved)
+    assert (again.state_dict(), again.schedule, again.momentum) == (saved, scheduler.schedule, scheduler.momentum)
+    assert again.get_last_lr() == scheduler.get_last_lr()
+
+
+def test_a_state_without_events_as_an_earlier_version_saved_it_has_none() -> None:
+    scheduler = ScheduleLR(parts()[1], SCHEDULE)
+    old = {name: value for name, value in scheduler.state_dict().items() if name != "events"}
+    scheduler.add(RESTART)
+    scheduler.load_state_dict(old | {"step": 12})
+    assert (scheduler.events, scheduler.get_last_lr()[0]) == ((), SCHEDULE.lr(12))
+
+
+def test_events_that_do_not_fit_another_schedule_are_refused_where_it_is_allowed() -> None:
+    theirs = ScheduleLR(parts()[1], SCHEDULE)
+    theirs.add(RESTART)
+    ours = ScheduleLR(parts()[1], LinearSchedule(0.1, 30))
+    with pytest.raises(UserError, match="^the saved events do not fit the schedule: restart at step 9"):
+        ours.load_state_dict(theirs.state_dict(), allow_changed_schedule=True)
+    assert (ours.last_epoch, ours.events) == (0, ())
 
 
 def test_it_works_inside_another_scheduler() -> None:

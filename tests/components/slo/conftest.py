@@ -75,7 +75,7 @@ def make_plan(config: RunConfig, run_id: str = "run", **changes: Any) -> RunPlan
 def make_training(run_id: str = "run", **changes: Any) -> TrainingResult:
     fields = {"run_id": run_id, "verdict": "PASS", "reason": "", "status": "completed", "attempts": 1}
     fields |= {"final_step": 40, "total_steps": 40, "train_loss": 0.1, "val_metrics": {}, "world_size": 1}
-    fields |= {"max_lr_deviation": 0.0, "lr_sync_errors": 0, "anomalous": False, "device": "cpu"}
+    fields |= {"max_lr_deviation": 0.0, "lr_sync_errors": 0, "anomalous": False, "untreated": [], "device": "cpu"}
     fields |= {
         "checkpoint_uri": "s3://convergate/c/40",
         "checkpoint_digest": "ab" * 32,

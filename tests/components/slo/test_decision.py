@@ -13,6 +13,9 @@ from convergate.components.errors import UserError
 from convergate.components.slo import Decision, classify, decide, take_standing
 from convergate.components.slo.decision import KEY_VARIABLE
 
+RESUMED = {"step": 8, "kind": "resumed", "detail": "attempt 3"}
+ROLLED_BACK = {"step": 8, "kind": "rolled_back", "detail": "from step 13, loss nan"}
+
 
 def decided(make: SimpleNamespace, pattern: str, extra: str = "", **documents: object) -> Decision:
     config = make.config(extra)
@@ -63,10 +66,11 @@ def test_the_history_decides(make: SimpleNamespace, pattern: str, extra: str, de
         ({"max_lr_deviation": 1e-9}, "LR on plan: the applied rate was off plan by up to 1e-09"),
         ({"max_lr_deviation": math.nan}, "LR on plan"),
         ({"lr_sync_errors": 2}, "no LR sync errors: ranks disagreed 2 times"),
-        ({"anomalous": True}, "no anomaly"),
+        ({"anomalous": True, "untreated": ["exploding_gradient"]}, "no anomaly"),
         ({"gpu_hours": 2.1}, "within budget"),
         ({"gpu_hours": math.nan}, "within budget"),
         ({"run_id": "another"}, "one run: the training is another run's"),
+        ({"init_uri": "s3://b/a"}, "one run: the training began with other weights than the plan's"),
         ({"checkpoint_digest": "cd" * 32}, "one run: the checkpoint evaluated is not the one trained"),
     ],
 )
@@ -152,6 +156,13 @@ def test_it_names_what_it_is_about(make: SimpleNamespace) -> None:
     assert (found.champion_uri, found.commit, found.team) == ("s3://b/champion", "c0ffee", "vision")
 
 
+def test_it_names_the_weights_that_the_training_began_with(make: SimpleNamespace) -> None:
+    weights = {"init_uri": "s3://b/champion", "init_digest": "0a" * 32}
+    plan, training = make.plan(make.config(), **weights), make.training(**weights)
+    found = decided(make, "CCC", plan=plan, training=training)
+    assert (found.decision, found.init_uri, found.init_digest) == ("CHALLENGER", *weights.values())
+
+
 def test_a_signature_holds_over_json_and_not_over_a_change(
     make: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +211,21 @@ def test_a_key_that_is_missing_is_the_users_error(make: SimpleNamespace, monkeyp
         ({"interrupted": True}, "interrupted", "interrupted"),
         ({"training": {}}, "not_converged", "not evaluated"),
         ({"training": {}, "evaluation": {}}, "converged", ""),
-        ({"training": {"attempts": 2}, "evaluation": {}}, "not_converged", "converged in attempt 2"),
+        (
+            {"training": {"attempts": 2}, "evaluation": {}},
+            "not_converged",
+            "converged in attempt 2; first attempts count",
+        ),
+        (
+            {"training": {"attempts": 2, "events": [ROLLED_BACK]}, "evaluation": {}},
+            "not_converged",
+            "converged in attempt 2 after 1 rollback; first attempts count",
+        ),
+        (
+            {"training": {"attempts": 4, "events": [ROLLED_BACK, RESUMED, ROLLED_BACK]}, "evaluation": {}},
+            "not_converged",
+            "converged in attempt 4 after 2 rollbacks; first attempts count",
+        ),
         ({"training": {"lr_sync_errors": 1}, "evaluation": {}}, "not_converged", "1 LR sync errors"),
         (
             {"training": {}, "evaluation": {"reached_target": False, "value": 0.9}},

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from convergate.components.config import RunConfig, config_digests, parse_config
+from convergate.components.config.models import SloConfig
 from convergate.components.errors import UserError
-from convergate.components.slo import Decision, EndRecord, Ledger, find_run
-from convergate.components.slo.gate import open_run, run_gate
+from convergate.components.slo import Decision, EndRecord, Ledger, classify, find_run, take_standing
+from convergate.components.slo.gate import end_record, open_run, run_gate
 from convergate.components.storage import RunStore
 
 
@@ -112,6 +113,25 @@ def test_the_candidate_that_fails_counts_against_the_slo_too(s3: str, make: Simp
     decision = run_gate(config, make.plan(config, "run-1"), training, make.evaluation("run-1"))
     assert decision.decision == "REJECT"
     assert (decision.standing.failures, decision.standing.verdict) == (1, "FAIL")
+
+
+def test_the_end_counts_what_happened_in_the_training(s3: str, make: SimpleNamespace) -> None:
+    """An LR sync error, rollbacks and every other kind of event are in the ledger, each as one number."""
+    kinds = ["rolled_back", "non_finite_loss", "rolled_back", *["update_skipped"] * 300, "lr_sync_error"]
+    events = [{"step": step, "kind": kind, "detail": "x" * 1000} for step, kind in enumerate(kinds)]
+    training = make.training("run-1", events=events, attempts=3, lr_sync_errors=1, status="lr_sync_error")
+    run_class, reason = classify(training_started=True, training=training, evaluation=None, interrupted=False)
+    open_run(text_at(s3, make), "run-1")
+    ledger = Ledger(s3, "digits", "digits")
+    ledger.close(end_record("run-1", run_class, reason, training, None))
+    found = ledger.find("run-1")
+    assert found is not None
+    assert found.end is not None
+    assert found.end.events == {"rolled_back": 2, "non_finite_loss": 1, "update_skipped": 300, "lr_sync_error": 1}
+    assert (found.end.rollbacks, found.end.attempts, found.end.lr_sync_errors) == (2, 3, 1)
+    assert found.end.run_class == "not_converged"
+    standing = take_standing(SloConfig(), ledger.runs())
+    assert [(sli.name, sli.count) for sli in standing.slis if sli.verdict == "FAIL"] == [("lr_sync_errors", 1)]
 
 
 def test_the_faces_compile_with_their_fixed_names(tmp_path: Path) -> None:

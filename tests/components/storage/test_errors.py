@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -136,6 +137,17 @@ def test_a_server_that_is_no_s3_is_named(closed: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert failure(S3Store().read, place) == f"cannot read {place}: {endpoint} answered 503 → see its log"
         server.shutdown()
+
+
+def test_trying_again_draws_nothing_from_the_random_state_of_a_training(
+    closed: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_room, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(s3_room, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", silent)
+    before = random.getstate()
+    failure(S3Store().read, S3Location("bucket", "object"))
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize(

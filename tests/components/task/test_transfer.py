@@ -8,7 +8,7 @@ from convergate.components.config import load_config
 from convergate.components.task.digits import DigitsTask
 from convergate.components.task.resnet import ResNet
 from convergate.components.task.transfer import TransferTask
-from convergate.components.training.session import build_optimizer
+from convergate.components.training.optimizer import build_optimizer
 
 CONFIG = Path(__file__).parents[3] / "manifests" / "configs" / "transfer.yaml"
 WIDTH = 8

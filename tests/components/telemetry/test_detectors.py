@@ -1,6 +1,7 @@
 """Each detector fires at the step and by the rule it names, is quiet on healthy traces, and never raises."""
 
 import math
+import statistics
 
 import pytest
 from convergate.components.telemetry import Detection, StepRecord, detect
@@ -10,9 +11,15 @@ from hypothesis import strategies as st
 
 
 def record(
-    step: int = 0, *, norm: float = 1.0, loss: float = 1.0, lr: float = 0.1, planned: float | None = None
+    step: int = 0,
+    *,
+    norm: float = 1.0,
+    loss: float = 1.0,
+    lr: float = 0.1,
+    planned: float | None = None,
+    applied: bool = True,
 ) -> StepRecord:
-    return StepRecord(step, lr, lr if planned is None else planned, loss, norm, 0.01, 32)
+    return StepRecord(step, lr, lr if planned is None else planned, loss, norm, 0.01, 32, applied)
 
 
 def norms(*values: float) -> list[StepRecord]:
@@ -38,6 +45,14 @@ def test_what_is_not_finite_has_diverged(loss: float, norm: float, detail: str) 
     assert NonFinite().observe(record(7, loss=-1e308, norm=1e308)) is None
 
 
+def test_an_overflow_of_fp16_is_no_anomaly() -> None:
+    """Its update is skipped, and its loss finite; a loss that is not finite is one, skipped or not."""
+    overflow = record(7, norm=math.inf, applied=False)
+    assert [rule.observe(overflow) for rule in detectors()] == [None, None, None]
+    assert NonFinite().observe(record(7, norm=math.inf)) is not None
+    assert NonFinite().observe(record(7, loss=math.nan, applied=False)) is not None
+
+
 def test_a_gradient_explodes_beyond_a_hundred_times_its_median() -> None:
     quiet = [1.0, 3.0, 2.0] * 4
     assert fired(ExplodingGradient(), *quiet, 200.0) == []
@@ -56,6 +71,20 @@ def test_the_median_is_that_of_the_window() -> None:
     """After a window of larger norms, what was an explosion is usual; one outlier moves nothing."""
     rule = ExplodingGradient(factor=10, window=5, warmup=3)
     assert fired(rule, 1.0, 1.0, 1.0, 50.0, 1.0, 50.0, 50.0, 50.0, 50.0, 50.0) == [3, 5, 6]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan, math.inf]) | st.floats(0, 1e6), max_size=80),
+    st.integers(1, 12),
+)
+def test_the_median_is_that_of_a_sort(norms_seen: list[float], window: int) -> None:
+    expected, finite = [], []
+    for step, norm in enumerate(norms_seen):
+        last = finite[-window:]
+        if len(last) >= 3 and math.isfinite(norm) and norm > 5 * max(statistics.median_high(last), SMALLEST_NORM):
+            expected.append(step)
+        finite += [norm] if math.isfinite(norm) else []
+    assert fired(ExplodingGradient(factor=5, window=window, warmup=3), *norms_seen) == expected
 
 
 def test_norms_that_are_not_finite_are_left_to_the_other_rule() -> None:

@@ -168,6 +168,23 @@ class Infinite(DigitsTask):
         bad = os.environ["RANK"] == "1" and self.calls == 6
         return super().loss(model, batch) + (float("inf") if bad else 0.0)
 
+class Together(DigitsTask):
+    """While the agent stands still, rank 1 ends by SIGKILL and rank 0 by an error; then it looks at both at once."""
+    def loss(self, model, batch):
+        import signal
+        import subprocess
+        import torch.distributed as dist
+        agent, workers = os.getppid(), [None, None]
+        dist.all_gather_object(workers, os.getpid())
+        if dist.get_rank() == 0:
+            os.kill(agent, signal.SIGSTOP)
+            ended = " && ".join(f"grep -q '^State:.Z' /proc/{worker}/status" for worker in workers)
+            subprocess.Popen(["sh", "-c", f"until {ended}; do sleep 0.02; done; kill -CONT {agent}"])
+        dist.barrier()
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ConnectionError("the other rank is gone")
+
 class Awkward(DigitsTask):
     """BatchNorm, dropout, NumPy's and Python's random augmentation, batches of a named tuple, one validation sample."""
     def model(self):
@@ -242,6 +259,13 @@ def test_an_infinite_loss_stops_all_although_its_gradient_is_finite(s3: str) -> 
 def test_a_worker_that_a_signal_ended_is_named(s3: str) -> None:
     with pytest.raises(LaunchError, match=r"rank 1 was ended by SIGKILL"):
         run(job(s3, "run", kill_at_step=3))
+
+
+@pytest.mark.usefixtures("tasks")
+def test_of_workers_that_end_in_the_same_poll_the_killed_one_is_named(s3: str) -> None:
+    """The other one's error is only what the kill made of it."""
+    with pytest.raises(LaunchError, match=r"rank 1 was ended by SIGKILL"):
+        run(job(s3, "run", {"task.factory": "odd_tasks:Together"}))
 
 
 def test_a_process_whose_parent_is_gone_ends_at_once() -> None:

@@ -12,8 +12,8 @@ from convergate.components.storage import S3Location, S3Store
 from convergate.components.telemetry import read_trace
 from convergate.components.training.job import Job
 from convergate.components.training.launch import launch
+from convergate.components.training.optimizer import build_optimizer
 from convergate.components.training.result import TrainingResult
-from convergate.components.training.session import build_optimizer
 from torch import nn
 
 
