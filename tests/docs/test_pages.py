@@ -8,9 +8,10 @@ from typing import get_args
 
 import pandas as pd
 import pytest
+import yaml
 from convergate.canary import checks
 from convergate.components.checkpoint import Manifest
-from convergate.components.config.models import SloConfig
+from convergate.components.config.models import RunConfig, SloConfig
 from convergate.components.data.expectations import suite
 from convergate.components.promotion import ChampionRecord
 from convergate.components.schedule.events import EventKind
@@ -200,3 +201,15 @@ def test_the_floors_are_those_that_are_checked() -> None:
 def test_every_field_of_a_record_is_described(heading: str, model: type[BaseModel]) -> None:
     cells = re.findall(r"^\| (`.*?) \|", section("architecture.md", heading), re.MULTILINE)
     assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(model.model_fields)
+
+
+# training.md
+
+
+@pytest.mark.parametrize(("key", "default"), [row[:2] for row in table("training.md", "key")])
+def test_the_keys_of_training(key: str, default: str) -> None:
+    section, name = key.strip("`").split(".")
+    annotation = RunConfig.model_fields[section].annotation
+    assert annotation is not None
+    field = annotation.model_fields[name]
+    assert field.is_required() if default == "" else field.default == yaml.safe_load(default.strip("`"))
