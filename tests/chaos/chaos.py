@@ -118,8 +118,8 @@ def tell(console: Console, outcome: Outcome, command: str) -> None:
 
 
 def show(console: Console, outcomes: list[Outcome]) -> None:
-    """The rows as a table; times are the worst ones."""
-    table = Table("stratum", "kills", "runs", "identical", "workers gone", "progress again")
+    """The rows as a table; at worst, how long until the workers were gone, and until there was progress again."""
+    table = Table("stratum", "kills", "runs", "identical", "gone", "recovered")
     for row in rows(outcomes):
         *counts, gone, recovery = row.values()
         table.add_row(*map(str, counts), *("" if value is None else f"{value:.2f} s" for value in (gone, recovery)))

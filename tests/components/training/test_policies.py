@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
     "reduced": {
         "schedule.kind": "plateau",
         "schedule.lr_min": 0.03,
-        "schedule.plateau": {"metric": "val_loss", "patience": 2, "factor": 0.5, "threshold": 100.0},
+        "schedule.plateau": {"metric": "val_loss", "patience": 1, "factor": 0.5, "threshold": 100.0},
     },
     "fp16": {"training.precision": "fp16", "optimizer.grad_clip_norm": None},
 }

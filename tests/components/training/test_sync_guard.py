@@ -57,6 +57,13 @@ class Other(TabularTask):
         from torch.utils.data import TensorDataset
         first, second = super().dataset(split)[:]
         return TensorDataset(first + float(os.environ["RANK"]) * 1e-6, second)
+
+class Fewer(TabularTask):
+    """Rank 1 has a sample less."""
+    def dataset(self, split):
+        from torch.utils.data import Subset
+        whole = super().dataset(split)
+        return Subset(whole, range(len(whole) - int(os.environ["RANK"])))
 '''
 CONFIG: dict[str, Any] = {
     "schema_version": 1,
@@ -108,9 +115,10 @@ def test_a_rate_off_plan_on_one_rank_stops_all_at_that_step_and_another_plan_at_
 
 
 @pytest.mark.usefixtures("tasks")
-def test_a_rank_with_other_data_is_named_before_the_first_step(s3: str) -> None:
-    with pytest.raises(LaunchError, match=r"rank 1 on \S+ has data digest '\w+', rank 0 on \S+ has '\w+'"):
-        launch([_job(s3, "faults:Other")], 2, 0, on_line=lambda line: None)
+@pytest.mark.parametrize(("task", "fact"), [("Other", r"data digest '\w+'"), ("Fewer", r"training samples \d+")])
+def test_a_rank_with_other_data_is_named_before_the_first_step(s3: str, task: str, fact: str) -> None:
+    with pytest.raises(LaunchError, match=rf"rank 1 on \S+ has {fact}, rank 0 on \S+ has "):
+        launch([_job(s3, f"faults:{task}")], 2, 0, on_line=lambda line: None)
     assert read_trace(f"{s3}/run/trace").empty
 
 
