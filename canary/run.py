@@ -23,7 +23,7 @@ from ..components.storage import RunStore, S3Location
 from ..components.task import load_task
 from ..components.telemetry import read_trace
 from ..components.training.job import Job
-from ..components.training.launch import LaunchError, launch
+from ..components.training.launch import InterruptedRunError, LaunchError, launch
 from ..components.training.result import TrainingResult
 from . import checks
 from .report import CanaryReport
@@ -46,6 +46,7 @@ def run_canary(
     failed (S3).
 
     Raises:
+        InterruptedRunError: when a worker was told to stop.
         S3Error: when S3 cannot be reached from here, where the report is written.
         UserError: when the global batch does not divide over the canary's processes.
     """
@@ -65,6 +66,7 @@ def run_canary(
     except LaunchError as error:
         report = _failed(config, plan, error, num_steps, real.trace_uri)
     else:
+        _refuse_interrupted(store, compressed, real)
         report = _judge(config, plan, store, real, compressed, num_steps)
     report = report.model_copy(update={"seconds": perf_counter() - started})
     store.put("canary", report)
@@ -72,6 +74,13 @@ def run_canary(
         for location in store.store.list(S3Location.parse(job.checkpoint_uri)):
             store.store.delete(location)
     return report
+
+
+def _refuse_interrupted(store: RunStore, *jobs: Job) -> None:
+    for job in jobs:
+        result = TrainingResult.from_json(store.store.read(S3Location.parse(job.result_uri)))
+        if result.status == "interrupted":
+            raise InterruptedRunError
 
 
 def _total_steps(config: RunConfig) -> int:
@@ -128,6 +137,8 @@ def _judge(
     config: RunConfig, plan: RunPlan, store: RunStore, real: Job, compressed: Job, num_steps: int
 ) -> CanaryReport:
     trace, mechanics = read_trace(real.trace_uri), read_trace(compressed.trace_uri)
+    if config.training.precision != "fp16":
+        trace = trace.assign(applied=True)  # only fp16 leaves updates out to find its loss scale
     untrained = mechanics[mechanics["step"] == 0] if plan.init_uri else None
     result = TrainingResult.from_json(store.store.read(S3Location.parse(real.result_uri)))
     world_size = config.canary.procs_per_node

@@ -5,6 +5,7 @@ import os
 
 import torch.distributed as dist
 
+from ..errors import UserError
 from ..storage import ObjectExistsError, S3Location, S3Store
 from .job import Job
 
@@ -25,4 +26,6 @@ def claim_attempt(job: Job) -> int:
             number = [candidate]
             break
     dist.broadcast_object_list(number)
+    if number[0] == 0:
+        raise UserError(f"run {job.run_id} was started {MAX_ATTEMPTS - 1} times → another name: --run NAME")
     return number[0]

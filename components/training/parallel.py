@@ -224,11 +224,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Under FSDP2 a forward pass is a collective: every process has to make as many of them.
     """
     share_buffers(module)
+    training = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():  # what FSDP2 gathers in inference mode could not be trained with afterwards
             yield
     finally:
-        module.train()
+        for part, mode in training.items():
+            part.training = mode  # a frozen part of the user's stays in evaluation mode
         if isinstance(module, FSDPModule):
             module.reshard()  # no backward pass does it

@@ -47,9 +47,21 @@ class Progress:
         """Of what was seen since the last rollback."""
         return [detection for detection in self.detections if detection.kind in ANOMALIES]
 
+    def first_detections(self) -> list[Detection]:
+        """The earliest one of each kind."""
+        first: dict[str, Detection] = {}
+        for detection in self.detections:
+            first.setdefault(detection.kind, detection)
+        return list(first.values())
+
     def untreated(self) -> list[Detection]:
         """Anomalies that no policy of the config answered: they are in the weights."""
-        skipped = {event.step for event in self.events if event.kind == "update_skipped"}
+        skipped: set[int] = set()
+        for event in self.events:
+            if event.kind == "rolled_back":
+                skipped = {step for step in skipped if step < event.step}
+            elif event.kind == "update_skipped":
+                skipped.add(event.step)
         return [anomaly for anomaly in self.anomalies() if anomaly.step not in skipped]
 
     def recent_loss(self) -> float:
@@ -60,16 +72,19 @@ class Progress:
     def merged(cls, ranks: Iterable["Progress"]) -> Self:
         """The figures of all ranks as one; the recent steps are the first rank's.
 
-        Of each kind of detection the earliest one is kept.
+        Of each kind of detection the earliest one is kept, and those of the last `WINDOW` steps, one a step.
         """
         everyone = list(ranks)
+        now = max((progress.recent[-1].step for progress in everyone if progress.recent), default=0)
         first: dict[str, Detection] = {}
+        kept: dict[tuple[str, int], Detection] = {}
         for detection in sorted((d for progress in everyone for d in progress.detections), key=lambda d: d.step):
-            first.setdefault(detection.kind, detection)
+            if first.setdefault(detection.kind, detection) is detection or detection.step > now - WINDOW:
+                kept.setdefault((detection.kind, detection.step), detection)
         return cls(
             recent=everyone[0].recent,
             max_lr_deviation=max(progress.max_lr_deviation for progress in everyone),
-            detections=list(first.values()),
+            detections=list(kept.values()),
             events=everyone[0].events,
             save_seconds=max(progress.save_seconds for progress in everyone),
         )

@@ -26,10 +26,11 @@ def roll_back(session: Session, progress: Progress, stop: Stop) -> Progress | No
     Returns what was seen until then, with the rollback and what led to it among its events; None where the stop
     stands.
     """
-    policy = session.config.training.rollback
+    policy = session.training.rollback
     if stop.kind != "diverged" or policy is None:
         return None
-    if sum(event.kind == "rolled_back" for event in progress.events) >= policy.max:
+    num_before = sum(event.kind == "rolled_back" for event in progress.events)
+    if num_before >= policy.max:
         return None
     seen = _everyones(session, progress)
     stable = _last_stable(session, seen.anomalies(), stop.step)
@@ -39,12 +40,14 @@ def roll_back(session: Session, progress: Progress, stop: Stop) -> Progress | No
     session.begin_attempt(claim_attempt(session.job))
     restored = session.restore(stable)
     session.device_seconds = device_seconds
-    restored.events = [*seen.events, *seen.anomalies()]
-    restored.detections = []
+    restored.events = [*seen.events, *(one for one in seen.anomalies() if one.step >= session.step)]
     restored.save_seconds = seen.save_seconds
-    session.scheduler.add(ScheduleEvent(session.step, "rollback", policy.lr_scale))
+    # A checkpoint from before an earlier rollback does not know of it.
+    num_known = sum(event.kind == "rollback" for event in session.scheduler.events)
+    factor = policy.lr_scale ** (1 + num_before - num_known)
+    session.scheduler.add(ScheduleEvent(session.step, "rollback", factor))
     session.guard.answered("diverged")
-    detail = f"from step {stop.step}, {stop.detail}; the rates are {policy.lr_scale:g} of what they were"
+    detail = f"from step {stop.step}, {stop.detail}; the rates are {factor:g} of what they were"
     note(session, restored, Detection(session.step, "rolled_back", detail))
     session.save(restored)
     return restored
@@ -57,15 +60,24 @@ def _everyones(session: Session, progress: Progress) -> Progress:
 
 
 def _last_stable(session: Session, anomalies: list[Detection], diverged_at: int) -> CheckpointRef | None:
-    """The newest whole checkpoint from before the anomalies that led to the divergence, the same on every rank."""
+    """The newest whole checkpoint from before the anomalies that led to the divergence, the same on every rank.
+
+    One of that very step would not do: its weights are those that the anomaly was seen with.
+    """
     first = min((one.step for one in anomalies if one.step > diverged_at - WINDOW), default=diverged_at)
     chosen: list[CheckpointRef | None] = [None]
     if session.rank == 0:
         refs = session.checkpoints.committed()
-        refs = [ref for ref in refs if ref.attempt >= session.job.oldest_attempt and ref.step <= first]
+        refs = [ref for ref in refs if ref.attempt >= session.job.oldest_attempt and ref.step < first]
+        refs = [ref for ref in refs if not _given_up(ref, refs)]
         chosen = [next((ref for ref in refs if _is_whole(ref)), None)]
     dist.broadcast_object_list(chosen)
     return chosen[0]
+
+
+def _given_up(ref: CheckpointRef, refs: list[CheckpointRef]) -> bool:
+    """Whether a later attempt began before it: it is of a branch that a rollback left."""
+    return any(other.attempt > ref.attempt and other.step < ref.step for other in refs)
 
 
 def _is_whole(ref: CheckpointRef) -> bool:

@@ -58,7 +58,11 @@ class Session:
         self.optimizer, self.scheduler = self._updates(schedule)
         fp16 = self.config.training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
-        self.rules = ValidationRules(schedule, self.config.training)
+        self.training = self.config.training
+        if job.total_steps is not None or job.stop_at_step is not None:
+            # A part of a run, such as the canary's, is judged as it is: no early end, no second try.
+            self.training = self.training.model_copy(update={"early_stopping": None, "rollback": None})
+        self.rules = ValidationRules(schedule, self.training)
         self.order = DataOrder(
             num_samples=self.num_train_samples,
             batch_size=self.config.training.batch_size,

@@ -52,7 +52,9 @@ def main(job_file: str) -> None:
     heartbeat = Heartbeat(dist.get_rank(), dist.get_world_size(), timeout, _note_stall)
     try:
         for job in jobs:
-            _run(job, heartbeat)
+            stop = _run(job, heartbeat)
+            if stop is not None and stop.kind == "interrupted":
+                break
     except Exception as error:
         failed_at = time.time()
         known = _in_words(error, heartbeat)
@@ -84,7 +86,7 @@ def _end_at_once(error: Exception) -> NoReturn:
     os._exit(int(getattr(error, "exit_code", 1)))
 
 
-def _run(job: Job, heartbeat: Heartbeat) -> None:
+def _run(job: Job, heartbeat: Heartbeat) -> Stop | None:
     started = perf_counter()
     session = Session(job, claim_attempt(job))
     heartbeat.follows = session
@@ -96,6 +98,7 @@ def _run(job: Job, heartbeat: Heartbeat) -> None:
     finally:
         session.trace.close()
     _report(session, progress, stop, events, perf_counter() - started)
+    return stop
 
 
 def _train(session: Session, progress: Progress) -> tuple[Progress, Stop | None]:
@@ -141,7 +144,7 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
     if session.rank != 0:
         return
     seen = Progress.merged(everyone)
-    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in (*seen.events, *seen.detections)]
+    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in (*seen.events, *seen.first_detections())]
     if stop is not None:
         events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
     status = _status(stop)

@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rolled back": {"task.params": {"bad": [13]}, "training.rollback": {"max": 1, "lr_scale": 0.5}},
     # Call 14 is step 8 again, call 19 step 13.
     "rolled back too often": {"task.params": {"bad": [13, 19]}, "training.rollback": {"max": 1, "lr_scale": 0.5}},
+    "rolled back past its own step": {"task.params": {"bad": [16]}, "training.rollback": {"max": 1}},
     "nowhere to roll back to": {"task.params": {"bad": [3]}, "training.rollback": {}},
     "ended early": {
         "training.early_stopping": {"metric": "val_accuracy", "mode": "max", "patience": 2, "min_delta": 1.0}
@@ -154,6 +155,12 @@ def test_a_divergence_goes_back_to_the_last_checkpoint_with_lower_rates(results:
     events = read_events(result.trace_uri)
     assert list(zip(events["step"], events["kind"], strict=True)) == [(8, "rolled_back")]
     assert "attempt-002" in result.checkpoint_uri
+
+
+def test_a_checkpoint_of_the_very_step_that_diverged_is_no_way_out(results: dict[str, TrainingResult]) -> None:
+    result = results["rolled back past its own step"]
+    assert (result.status, result.attempts) == ("completed", 2)
+    assert ("rolled_back", 8) in _kinds(result)
 
 
 def test_rollbacks_are_bounded(results: dict[str, TrainingResult]) -> None:
