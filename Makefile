@@ -31,7 +31,7 @@ retrain: .venv/installed ## Retrain on real data: validate, canary, train, evalu
 # The tests of a file share their servers.
 test: .venv/installed-test ## Run all tests, with line coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 

@@ -15,7 +15,13 @@ from convergate.components.promotion.registry import wait_for_mlflow
 from convergate.components.storage import S3Location, S3Store
 from convergate.pipelines import servers
 
+_LONG = ("tests/e2e/", "tests/components/training/", "tests/canary/")
 _AMBIENT = ("AWS_", "S3_", "MLFLOW_", "CONVERGATE_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first: the processes of a parallel run end together when the short ones come last."""
+    items.sort(key=lambda item: next((n for n, part in enumerate(_LONG) if part in item.path.as_posix()), len(_LONG)))
 
 
 @pytest.fixture(autouse=True)
