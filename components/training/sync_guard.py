@@ -155,9 +155,13 @@ class SyncGuard:
         """Compare a checksum over all parameters, bit for bit: equal rates don't mean equal replicas.
 
         Raises:
+            Stop: where a hash of the last step was not the mean, which the next step, if there is one, would tell.
             SyncError: naming the ranks that differ from rank 0.
         """
-        everyone = self._gather(checksum(module))
+        gathered = self._gather((checksum(module), "lr_sync_error" in self._reasons))
+        if any(off_plan for _, off_plan in gathered):
+            raise self.agreed_stop(step, finite=True)
+        everyone = [value for value, _ in gathered]
         different = [rank for rank, value in enumerate(everyone) if value != everyone[0]]
         if different:
             raise SyncError(f"after {step} updates the parameters of ranks {different} differ from those of rank 0")

@@ -293,7 +293,7 @@ def test_sigterm_saves_and_the_next_launch_continues(s3: str, tmp_path: Path) ->
         "import sys; from pathlib import Path\n"
         "from convergate.components.training.job import Job\n"
         "from convergate.components.training.launch import launch, InterruptedRunError\n"
-        "try: launch([Job.model_validate_json(Path('one.json').read_text())], 2, 0)\n"
+        "try: launch([Job.model_validate_json(Path('one.json').read_text())], 2, 1)\n"
         "except InterruptedRunError as error: sys.exit(int(error.exit_code))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -51,6 +51,14 @@ class Replanned(Faulty):
     def fault(self, scheduler):
         scheduler.add(ScheduleEvent(5, "rollback", 1 - 1e-12))
 
+class ReplannedAtLast(TabularTask):
+    """The same, for the last update."""
+    def loss(self, model, batch):
+        last = [one for one in gc.get_objects() if isinstance(one, ScheduleLR) and one.last_epoch == 10]
+        if os.environ["RANK"] == "1" and last:
+            last[0].add(ScheduleEvent(11, "rollback", 1 - 1e-12))
+        return super().loss(model, batch)
+
 class Other(TabularTask):
     """Rank 1 has other data."""
     def dataset(self, split):
@@ -98,20 +106,21 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tasks")
 def test_a_rate_off_plan_on_one_rank_stops_all_at_that_step_and_another_plan_at_the_next(s3: str) -> None:
-    names = ["Nudged", "Forgotten", "Replanned"]
+    names = ["Nudged", "Forgotten", "Replanned", "ReplannedAtLast"]
     jobs = [_job(s3, f"faults:{name}", name.lower()) for name in names]
     launch(jobs, 2, 0, on_line=lambda line: None)
     results = [TrainingResult.from_json(S3Store().read(S3Location.parse(job.result_uri))) for job in jobs]
-    for result, steps in zip(results, (5, 5, 6), strict=True):
+    for result, steps in zip(results, (5, 5, 6, 12), strict=True):
         assert (result.status, result.lr_sync_errors, result.final_step) == ("lr_sync_error", 1, steps)
         assert result.checkpoint_uri == ""
         trace = read_trace(result.trace_uri)
-        assert trace.groupby("rank")["step"].max().to_list() == [steps, steps]
-    nudged, forgotten, replanned = (result.reason for result in results)
+        assert trace.groupby("rank")["step"].max().to_list() == [min(steps, 11)] * 2
+    nudged, forgotten, replanned, last = (result.reason for result in results)
     assert re.match(r"rank 1 on \S+ at step 5: the optimizer has lr 0\.\d+, the plan 0\.\d+", nudged)
     assert "rank 1 on" in forgotten
     assert "at step 5" in forgotten
     assert re.match(r"rank 1 on \S+ runs .*step=5, .*rank 0 on \S+ runs .*step=5, ", replanned)
+    assert re.match(r"rank 1 on \S+ runs .*step=11, .*rank 0 on \S+ runs .*step=11, ", last)
 
 
 @pytest.mark.usefixtures("tasks")
