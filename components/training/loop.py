@@ -149,8 +149,7 @@ def _periodic(session: Session, progress: Progress) -> None:
             print(_progress_line(session, progress), flush=True)  # noqa: T201 - the step's log
         if done < session.end_step:
             _decide(session, progress)
-    every = session.job.checkpoint_every or session.config.checkpoint.every_steps
-    if done == session.end_step or done % every == 0:
+    if done == session.end_step or done % session.save_every == 0:
         save(session, progress)
 
 

@@ -62,14 +62,15 @@ def _everyones(session: Session, progress: Progress) -> Progress:
 def _last_stable(session: Session, anomalies: list[Detection], diverged_at: int) -> CheckpointRef | None:
     """The newest whole checkpoint from before the anomalies that led to the divergence, the same on every rank.
 
-    One of that very step would not do: its weights are those that the anomaly was seen with.
+    One of that very step would not do: its weights are those that the anomaly was seen with. One that an interruption
+    saved between the regular ones does not count, so that interruptions change nothing.
     """
     first = min((one.step for one in anomalies if one.step > diverged_at - WINDOW), default=diverged_at)
     chosen: list[CheckpointRef | None] = [None]
     if session.rank == 0:
         refs = session.checkpoints.committed()
         refs = [ref for ref in refs if ref.attempt >= session.job.oldest_attempt and ref.step < first]
-        refs = [ref for ref in refs if not _given_up(ref, refs)]
+        refs = [ref for ref in refs if ref.step % session.save_every == 0 and not _given_up(ref, refs)]
         chosen = [next((ref for ref in refs if _is_whole(ref)), None)]
     dist.broadcast_object_list(chosen)
     return chosen[0]

@@ -116,6 +116,11 @@ class Session:
             return Sharded(self.module, self.device, self._low_precision, compiled=compiled)
         return Replicated(self.module, self.device, compiled=compiled)
 
+    @property
+    def save_every(self) -> int:
+        """Updates from one regular checkpoint to the next; an interruption saves between them."""
+        return self.job.checkpoint_every or self.config.checkpoint.every_steps
+
     def begin_attempt(self, attempt: int) -> None:
         """Write trace and checkpoints under another attempt from here on."""
         self.trace.close()
