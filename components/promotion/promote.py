@@ -84,11 +84,8 @@ def promote_run(
     _require_allowed(config, run_id, decision, approval)
     root, model = config.storage.uri, config.promotion.model
     store, digest_of_decision = RunStore(root, run_id), decision_digest(decision)
-    done = store.find("promotion", Promotion)
-    if done is not None and done.decision_digest == digest_of_decision and (approval is None or done.approval_uri):
-        reconcile(config)
-        if approval is not None:
-            _require_champion(config, done)
+    done = _carried_out(config, store, digest_of_decision, approval)
+    if done is not None:
         return done
     uri, digest = _release(decision, S3Location.parse(root) / "releases" / model / run_id)
     with mlflow_client() as client:
@@ -125,6 +122,19 @@ def promote_run(
     )
     store.put("promotion", promotion)
     return promotion
+
+
+def _carried_out(
+    config: RunConfig, store: RunStore, digest: str, approval: Approval | None
+) -> Promotion | None:
+    """What was set for this decision before, with the aliases brought to the record; None where that is still to do."""
+    done = store.find("promotion", Promotion)
+    if done is None or done.decision_digest != digest or (approval is not None and not done.approval_uri):
+        return None
+    reconcile(config)
+    if approval is not None:
+        _require_champion(config, done)
+    return done
 
 
 def roll_back(config: RunConfig, reason: str, actor: str = "") -> ChampionRecord:

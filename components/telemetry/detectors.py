@@ -33,9 +33,9 @@ class Detector(Protocol):
 
 
 class NonFinite:
-    """The loss or the gradient norm is NaN or infinite: the run has diverged.
+    """The loss is NaN or infinite, or the gradient norm of an update that was applied.
 
-    A skipped update with a finite loss is none: so fp16 finds its loss scale.
+    A skipped update with a finite loss is none: so fp16 finds its loss scale; elsewhere the loop itself tells it.
     """
 
     def observe(self, record: StepRecord) -> Detection | None:

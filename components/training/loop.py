@@ -86,7 +86,7 @@ def _forward_backward(session: Session, batches: Iterator[Any]) -> Tensor:
     """The gradients of a step, over its micro-batches; returns its mean loss, a scalar without gradient."""
     session.phase = "loss"
     accumulation = session.order.accumulation
-    losses: list[Tensor] = []
+    total: Tensor | None = None
     for number, batch in enumerate(islice(batches, accumulation), 1):
         last = number == accumulation
         session.parallel.before_forward(reduces=last)
@@ -94,15 +94,12 @@ def _forward_backward(session: Session, batches: Iterator[Any]) -> Tensor:
             loss = _scalar(session.task.loss(session.parallel.model, batch))
         if accumulation > 1:
             loss = loss / accumulation
-        losses.append(loss.detach())
-        carried = session.guard.numbers(_sum(losses)) if last else None
+        total = loss.detach() if total is None else total + loss.detach()
+        carried = session.guard.numbers(total) if last else None
         session.phase = "update"
         session.parallel.backward(session.scaler.scale(loss), carried)
-    return _sum(losses)
-
-
-def _sum(losses: list[Tensor]) -> Tensor:
-    return sum(losses[1:], start=losses[0])
+    assert total is not None
+    return total
 
 
 def _limit(session: Session) -> float:
@@ -191,7 +188,7 @@ def validate(session: Session) -> dict[str, float]:
             counted = max(0, len(mine) - number * EVAL_BATCH_SIZE)
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0.0) + values[:counted].double().sum().item()
-    # As objects: a rank without samples knows no names.
+    # As objects, by name: a task may give its scores in any order.
     everyone: list[dict[str, float]] = [sums] * session.world_size
     dist.all_gather_object(everyone, sums)
     names = sorted({name for rank_sums in everyone for name in rank_sums})

@@ -37,7 +37,7 @@ class TrainingResult(Document):
     seed: str = ""
     """The run's derived seed, in decimal; with the digest, what makes a training the same one."""
     attempts: int
-    """Starts of the worker processes, restarts included; the first is 1."""
+    """Starts of the worker processes and rollbacks; the first is 1."""
     final_step: int
     total_steps: int
     train_loss: float

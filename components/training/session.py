@@ -48,7 +48,7 @@ class Session:
         self.digests = config_digests(self.config)
         self.task = load_task(self.config.task)
         random_state.seed(job.seed)
-        self.guard = SyncGuard(self.rank, self.world_size, self.digests.training, self.device)
+        self.guard = SyncGuard(self.rank, self.world_size, self.digests.training)
         self.module = self.task.model()
         self.parallel = self._spread()
         self.train_set, self.val_set = sized_dataset(self.task, "train"), sized_dataset(self.task, "val")

@@ -60,10 +60,9 @@ class _Said(NamedTuple):
 class SyncGuard:
     """One rank's side of the agreement."""
 
-    def __init__(self, rank: int, world_size: int, digest: str, device: torch.device) -> None:
+    def __init__(self, rank: int, world_size: int, digest: str) -> None:
         self.rank, self.world_size = rank, world_size
         self.host = socket.gethostname()
-        self.device = device
         self._digest, self._number = digest, int(digest[:15], 16)
         self._hashes = (0, 0)
         self._said: deque[_Said] = deque(maxlen=2)
