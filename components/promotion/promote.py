@@ -124,9 +124,7 @@ def promote_run(
     return promotion
 
 
-def _carried_out(
-    config: RunConfig, store: RunStore, digest: str, approval: Approval | None
-) -> Promotion | None:
+def _carried_out(config: RunConfig, store: RunStore, digest: str, approval: Approval | None) -> Promotion | None:
     """What was set for this decision before, with the aliases brought to the record; None where that is still to do."""
     done = store.find("promotion", Promotion)
     if done is None or done.decision_digest != digest or (approval is not None and not done.approval_uri):
