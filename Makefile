@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= manifests/configs/digits.yaml
 KILLS ?= 200
+TRIALS ?= 500
 SEED ?= 1
 
 .DEFAULT_GOAL := help
@@ -47,12 +48,14 @@ format: .venv/installed-test ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed-test ## Run the benchmarks: the schedule's step, the loop beside its peers, five real runs, start-up time
+bench: .venv/installed-test ## Run the benchmarks: schedule, loop and checkpoints beside their peers, five real runs, start-up time
 	$(BIN)/python tests/bench/bench_schedule.py
 	$(BIN)/python tests/bench/bench_loop.py
+	$(BIN)/python tests/bench/bench_checkpoint.py
 	$(BIN)/python tests/bench/bench_retrain.py
 
-chaos: .venv/installed-test ## Kill real runs KILLS times, drawn from SEED, and compare them with uninterrupted ones
+chaos: .venv/installed-test ## Kill real runs KILLS times, and put checkpoints through TRIALS faults, drawn from SEED
+	$(BIN)/python tests/chaos/trials.py --trials $(TRIALS) --seed $(SEED)
 	$(BIN)/python tests/chaos/chaos.py --kills $(KILLS) --seed $(SEED)
 
 compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/

@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": ("ledger", "What ran, and how it ended."),
     "report": ("ledger", "A run's page."),
     "gate": ("ledger", "Decide over a run again."),
+    "checkpoints": ("checkpoints", "What stands on S3: list it, verify it, clean it up."),
     "promote": ("promotion", "A person's approval of a challenger."),
     "rollback": ("promotion", "Back to the previous champion."),
 }

@@ -19,6 +19,7 @@ def _s3_uri(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 CONFIG = click.argument("config")
+URI = click.argument("uri", callback=_s3_uri)
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 ROOT = click.option(
     "--root",

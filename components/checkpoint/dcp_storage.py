@@ -1,12 +1,12 @@
-"""The storage layer below `torch.distributed.checkpoint`: raw tensors to S3 and back, no pickle on either side."""
+"""The storage layer below `torch.distributed.checkpoint`: DCP plans, raw bytes travel, nothing is pickled."""
 
-import hashlib
-import io
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -14,13 +14,20 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from ..storage import S3Location, S3Store
-from ..storage.s3 import upload
-from .manifest import CheckpointError, Manifest, StoredObject, StoredTensor
+from ..storage import S3Location
+from .manifest import CheckpointError, Manifest, StoredTensor
+from .parts import PartsBuffer, aligned
 
 
 def _done(value: Any) -> Future[Any]:
@@ -29,19 +36,44 @@ def _done(value: Any) -> Future[Any]:
     return future
 
 
-class S3Writer(StorageWriter):
-    """Writes one object a rank; `commit` gets the finished lists on the coordinator and writes the manifest."""
+class _Placed(NamedTuple):
+    """An item of the plan, and where in the staging buffer its bytes go."""
 
-    def __init__(
-        self, prefix: S3Location, rank: int, commit: Callable[[list[StoredObject], list[StoredTensor]], None]
-    ) -> None:
-        self._prefix, self._rank, self._commit = prefix, rank, commit
+    item: WriteItem
+    stored: StoredTensor
+    view: Tensor
+
+
+class S3Writer(StorageWriter):
+    """Stages one rank's part of the state, as DCP plans it, in one buffer that later saves use again.
+
+    What DCP waits for is the copy into the buffer, and no more: the buffer is the object, byte for byte, and its
+    upload follows. While the state keeps its names, shapes and dtypes, `stage_again` needs no plan and no collective.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.object_name = f"rank-{rank:05}.bin"
+        self.most_bytes = 0
+        """Of any rank's object; known on the coordinator."""
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._placed: list[_Placed] = []
+        self._size = 0
+
+    @property
+    def staged(self) -> memoryview:
+        """The bytes of this rank's object."""
+        return self._buffer.numpy().data[: self._size]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """What lies in them."""
+        return tuple(placed.stored for placed in self._placed)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept between saves."""
+        """Nothing to reset: the buffer stays for the next save."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up: the prefix is this save's own."""
+        """Nothing to set up."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is."""
@@ -52,42 +84,33 @@ class S3Writer(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Pack this rank's chunks into one object and upload it.
+        """Lay out the buffer by the plan, and copy what the plan names into it.
 
         Raises:
             CheckpointError: for a value that is no tensor.
         """
-        name, packed, tensors = f"rank-{self._rank:05}.bin", bytearray(), []
-        for item in plan.items:
-            if item.type is WriteItemType.BYTE_IO or item.tensor_data is None:
-                raise CheckpointError(f"{item.index.fqn} is no tensor: it belongs into the JSON state")
-            tensor = planner.resolve_data(item)
-            assert isinstance(tensor, torch.Tensor)
-            data = tensor_bytes(tensor)
-            stored = StoredTensor(
-                name=item.index.fqn,
-                dtype=str(item.tensor_data.properties.dtype).removeprefix("torch."),
-                size=tuple(item.tensor_data.size),
-                offset=tuple(item.tensor_data.chunk.offsets),
-                shape=tuple(item.tensor_data.chunk.sizes),
-                object_name=name,
-                start=len(packed),
-                length=len(data),
-            )
-            packed += data
-            tensors.append((item.index, stored))
-        if not tensors:
-            return _done([])
-        written = StoredObject(name=name, size=len(packed), sha256=hashlib.sha256(packed).hexdigest())
-        location = self._prefix / name
-        upload(location, io.BytesIO(packed))
-        return _done([WriteResult(index, stored.length, (written, stored)) for index, stored in tensors])
+        layout, size = _layout(plan.items, self.object_name)
+        tensors = [_resolved(planner, item) for item, _ in layout]
+        if size > self._buffer.numel():
+            # Drop the old buffer before the new one is made.
+            self._placed, self._buffer = [], torch.empty(0, dtype=torch.uint8)
+            # Zeros: what lies between two tensors is part of the object.
+            pinned = any(tensor.is_cuda for tensor in tensors)
+            self._buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
+        self._size = size
+        self._placed = [_Placed(item, stored, _view(self._buffer, stored.start, stored)) for item, stored in layout]
+        _copy(tensors, self._placed)
+        return _done([WriteResult(placed.item.index, placed.stored.length, self._size) for placed in self._placed])
+
+    def stage_again(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state's new values over the old ones in the buffer."""
+        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner(dict(tensors))
+        _copy([_resolved(planner, placed.item) for placed in self._placed], self._placed)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Commit: only the coordinator gets here, after every rank has reported."""
-        pairs = [result.storage_data for rank_results in results for result in rank_results]
-        objects = {written.name: written for written, _ in pairs}
-        self._commit(list(objects.values()), [stored for _, stored in pairs])
+        """On the coordinator, once every rank has staged."""
+        self.most_bytes = max((result.storage_data for one in results for result in one), default=0)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -96,12 +119,11 @@ class S3Writer(StorageWriter):
 
 
 class S3Reader(StorageReader):
-    """Reads the chunks that a plan asks for, each object verified as a whole before anything is taken from it."""
+    """Reads what a plan asks for: every part of an object that it needs is verified before any tensor is changed."""
 
-    def __init__(self, prefix: S3Location, manifest: Manifest) -> None:
-        self._prefix, self._manifest = prefix, manifest
+    def __init__(self, folder: S3Location, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
         self._tensors = {(stored.name, stored.offset): stored for stored in manifest.tensors}
-        self._objects: dict[str, bytes] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing to reset: a reader reads one checkpoint."""
@@ -123,8 +145,11 @@ class S3Reader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Copy every chunk of the plan into its destination."""
-        for item in plan.items:
-            source = self._chunk(item.storage_index)
+        chunks = [self._chunk(item.storage_index) for item in plan.items]
+        parts = PartsBuffer(self._folder, self._manifest, chunks)
+        parts.fetch()
+        for item, stored in zip(plan.items, chunks, strict=True):
+            source = _view(parts.buffer, parts.position(stored), stored)
             for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 source = source.narrow(dimension, start, length)
             target = planner.resolve_tensor(item).detach()
@@ -132,11 +157,8 @@ class S3Reader(StorageReader):
             planner.commit_tensor(item, target)
         return _done(None)
 
-    def _chunk(self, index: MetadataIndex) -> torch.Tensor:
-        stored = self._tensors[index.fqn, tuple(index.offset or ())]
-        if stored.object_name not in self._objects:
-            self._objects[stored.object_name] = read_verified(self._prefix, self._manifest, stored.object_name)
-        return tensor_from_bytes(stored, self._objects[stored.object_name])
+    def _chunk(self, index: MetadataIndex) -> StoredTensor:
+        return self._tensors[index.fqn, tuple(index.offset or ())]
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -152,35 +174,48 @@ def build_metadata(manifest: Manifest) -> Metadata:
         if stored.name in tensors:
             tensors[stored.name].chunks.append(chunk)
             continue
-        properties = TensorProperties(dtype=getattr(torch, stored.dtype))
+        properties = TensorProperties(dtype=stored.torch_dtype)
         tensors[stored.name] = TensorStorageMetadata(properties, torch.Size(stored.size), [chunk])
     return Metadata(state_dict_metadata=tensors)
 
 
-def read_verified(prefix: S3Location, manifest: Manifest, name: str) -> bytes:
-    """An object's bytes, after its size and SHA-256 were compared with the manifest.
+def _layout(items: Iterable[WriteItem], object_name: str) -> tuple[list[tuple[WriteItem, StoredTensor]], int]:
+    """Where each item's bytes go, by name, so that the model's lie together; and the bytes in all."""
+    layout, end = [], 0
+    for item in sorted(items, key=lambda item: (item.index.fqn, tuple(item.index.offset or ()))):
+        if item.type is WriteItemType.BYTE_IO or item.tensor_data is None:
+            raise CheckpointError(f"{item.index.fqn} is no tensor: it belongs into the JSON state")
+        data = item.tensor_data
+        start = aligned(end)
+        length = data.chunk.sizes.numel() * data.properties.dtype.itemsize
+        stored = StoredTensor(
+            name=item.index.fqn,
+            dtype=str(data.properties.dtype).removeprefix("torch."),
+            size=tuple(data.size),
+            offset=tuple(data.chunk.offsets),
+            shape=tuple(data.chunk.sizes),
+            object_name=object_name,
+            start=start,
+            length=length,
+        )
+        layout.append((item, stored))
+        end = start + length
+    return layout, end
 
-    Raises:
-        CheckpointError: when they differ.
-        S3Error: when it cannot be read.
-    """
-    expected = next(stored for stored in manifest.objects if stored.name == name)
-    data = S3Store().read(prefix / name)
-    if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
-        raise CheckpointError(f"{prefix / name}: {len(data)} bytes do not match the manifest's size and SHA-256")
-    return data
+
+def _resolved(planner: SavePlanner, item: WriteItem) -> Tensor:
+    tensor = planner.resolve_data(item)
+    assert isinstance(tensor, Tensor)
+    return tensor.detach()
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """A tensor's values, row-major, on the CPU."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+def _copy(tensors: list[Tensor], placed: list[_Placed]) -> None:
+    for tensor, (_, _, view) in zip(tensors, placed, strict=True):
+        view.copy_(tensor, non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.current_stream().synchronize()
 
 
-def tensor_from_bytes(stored: StoredTensor, data: bytes) -> torch.Tensor:
-    """A chunk as a tensor of its own memory; the inverse of `tensor_bytes`."""
-    dtype = getattr(torch, stored.dtype)
-    if stored.length == 0:
-        return torch.empty(stored.shape, dtype=dtype)
-    raw = torch.frombuffer(bytearray(data[stored.start : stored.start + stored.length]), dtype=torch.uint8)
-    return raw.view(dtype).reshape(stored.shape)
+def _view(buffer: Tensor, start: int, stored: StoredTensor) -> Tensor:
+    """A chunk's place in a buffer of bytes, as a tensor of its dtype and shape."""
+    return buffer[start : start + stored.length].view(stored.torch_dtype).view(stored.shape)

@@ -1,17 +1,25 @@
-"""The commit document of a checkpoint: every object with its size and checksum, every tensor's place in them."""
+"""The two documents that make a checkpoint: the manifest says what it holds, the marker says that it exists."""
 
 import hashlib
+import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..config.signature import SignatureError, sign, verify
 from ..errors import OutsideError
+from ..storage import S3Location
+from ..storage.streams import Part
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MANIFEST_NAME = "manifest.json"
+KEY_VARIABLE = "CONVERGATE_CHECKPOINT_KEY"
+"""Names the file of an Ed25519 key: whoever saves signs with a private one; with either only signed ones count."""
 
 
 class CheckpointError(OutsideError):
@@ -21,14 +29,39 @@ class CheckpointError(OutsideError):
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
+    def to_bytes(self) -> bytes:
+        """The document as JSON."""
+        return self.model_dump_json(indent=1).encode()
+
+    @classmethod
+    def parse(cls, data: bytes, uri: str) -> Self:
+        """Read the document.
+
+        Raises:
+            CheckpointError: when it is none of this kind and version.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            kind = cls.__name__.lower()
+            raise CheckpointError(f"{uri}: not a checkpoint {kind} ({error.error_count()} problems)") from error
+
 
 class StoredObject(_Frozen):
-    """One object of the checkpoint, by its name below the checkpoint's prefix."""
+    """One object of the checkpoint, by its name in the checkpoint's folder."""
 
     name: str
     size: int
     """Bytes."""
-    sha256: str
+    part_bytes: int
+    """Of each part but the last, which may be shorter."""
+    crc64nvme: str
+    """Of the whole object, as S3 has it too; 16 hex digits."""
+    parts: tuple[Part, ...]
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """The first byte of a part, and the one after its last."""
+        return number * self.part_bytes, min((number + 1) * self.part_bytes, self.size)
 
 
 class StoredTensor(_Frozen):
@@ -49,11 +82,33 @@ class StoredTensor(_Frozen):
     length: int
     """Bytes."""
 
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Its dtype.
+
+        Raises:
+            CheckpointError: when torch has none of that name.
+        """
+        import torch
+
+        found = getattr(torch, self.dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise CheckpointError(f"{self.name} has the dtype {self.dtype!r}, which this version of torch has not")
+        return found
+
+
+class Report(_Frozen):
+    """What one rank wrote: its object, none where it had nothing to write, and what is in it."""
+
+    objects: tuple[StoredObject, ...]
+    tensors: tuple[StoredTensor, ...]
+    verified: Literal["by the server", "read back"]
+
 
 class Manifest(_Frozen):
     """What a checkpoint holds; its own SHA-256 is the checkpoint's digest."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run_id: str
     attempt: int
     step: int
@@ -67,21 +122,23 @@ class Manifest(_Frozen):
     """The latest validation's."""
     state: dict[str, Any] = {}
     """What is not a tensor: the schedule's state, the data order, counters."""
-    objects: list[StoredObject]
-    tensors: list[StoredTensor]
+    objects: tuple[StoredObject, ...]
+    tensors: tuple[StoredTensor, ...]
 
-    def to_bytes(self) -> bytes:
-        """The manifest as JSON."""
-        return self.model_dump_json(indent=1).encode()
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Self:
+        sizes = {stored.name: stored.size for stored in self.objects}
+        for stored in self.tensors:
+            if stored.length and not 0 <= stored.start <= sizes.get(stored.object_name, -1) - stored.length:
+                raise ValueError(f"{stored.name} is not in {stored.object_name}")
+        return self
 
     def described(self, prefix: str) -> dict[str, "Tensor"]:
         """The tensors below a prefix, by the rest of their names, without values: on the device `meta`."""
         import torch
 
         return {
-            stored.name.removeprefix(prefix): torch.empty(
-                stored.size, dtype=getattr(torch, stored.dtype), device="meta"
-            )
+            stored.name.removeprefix(prefix): torch.empty(stored.size, dtype=stored.torch_dtype, device="meta")
             for stored in self.tensors
             if stored.name.startswith(prefix)
         }
@@ -93,17 +150,100 @@ class Manifest(_Frozen):
         Raises:
             CheckpointError: when the digest differs, or it is no manifest.
         """
-        if digest is not None and manifest_digest(data) != digest:
+        if digest is not None and document_digest(data) != digest:
             raise CheckpointError(
-                f"{uri}: the manifest's SHA-256 is {manifest_digest(data)[:12]}…, not {digest[:12]}…: it was changed"
+                f"{uri}: the manifest's SHA-256 is {document_digest(data)[:12]}…, not {digest[:12]}…: it was changed"
                 " → it is not loaded; use another checkpoint"
             )
+        return cls.parse(data, uri)
+
+
+class Marker(_Frozen):
+    """The commit of a checkpoint, with what a list of them shows."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    attempt: int
+    step: int
+    folder: str
+    """Name of the checkpoint's folder; no two writers share one."""
+    manifest_sha256: str
+    size: int
+    """Bytes of all objects."""
+    world_size: int
+    created: datetime
+    metrics: dict[str, float]
+    verified: Literal["by the server", "read back"]
+    """Who compared the stored bytes with their checksums before the commit."""
+    signature: str = ""
+    """Ed25519, over the manifest's SHA-256 and whose it is; empty where no key was given."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, data: bytes, folder: str, verified: Literal["by the server", "read back"]) -> Self:
+        """The marker of a manifest, given as its bytes too, signed where there is a key."""
+        marker = cls(
+            run_id=manifest.run_id,
+            attempt=manifest.attempt,
+            step=manifest.step,
+            folder=folder,
+            manifest_sha256=document_digest(data),
+            size=sum(stored.size for stored in manifest.objects),
+            world_size=manifest.world_size,
+            created=manifest.created,
+            metrics=manifest.metrics,
+            verified=verified,
+        )
+        key = key_file()
+        return marker if key is None else marker.model_copy(update={"signature": sign(marker._signed, key)})
+
+    @property
+    def _signed(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.manifest_sha256,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "step": self.step,
+        }
+
+    def check_signature(self, uri: str) -> None:
+        """Refuse a checkpoint that is not signed by the key that `CONVERGATE_CHECKPOINT_KEY` names, if it names one.
+
+        Raises:
+            CheckpointError: when it is not signed, or by another key, or was changed.
+        """
+        key = key_file()
+        if key is None:
+            return
+        if not self.signature:
+            raise CheckpointError(f"{uri} is not signed, and {KEY_VARIABLE} is set → it is not loaded")
         try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise CheckpointError(f"{uri}: not a checkpoint manifest ({error.error_count()} problems)") from error
+            verify(self._signed, self.signature, key)
+        except SignatureError as error:
+            raise CheckpointError(f"{uri}: {error}") from error
 
 
-def manifest_digest(data: bytes) -> str:
-    """The digest of a checkpoint: SHA-256 of its manifest's bytes, 64 hex digits."""
+def document_digest(data: bytes) -> str:
+    """SHA-256 of a document's bytes, 64 hex digits; that of its manifest is a checkpoint's digest."""
     return hashlib.sha256(data).hexdigest()
+
+
+def key_file() -> Path | None:
+    """The file that `CONVERGATE_CHECKPOINT_KEY` names; None where it names none."""
+    name = os.environ.get(KEY_VARIABLE)
+    return Path(name) if name else None
+
+
+def require_private_key() -> None:
+    """Find out before anything is saved whether it can be signed, where it has to be.
+
+    Raises:
+        UserError: when the key cannot be read, or is a public one.
+    """
+    key = key_file()
+    if key is not None:
+        sign("", key)
+
+
+def manifest_location(folder: S3Location) -> S3Location:
+    """Where the manifest of a checkpoint stands, in its folder."""
+    return folder / MANIFEST_NAME

@@ -76,7 +76,7 @@ class DistributedConfig(Section):
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     timeout_minutes: Positive = 5.0
-    """How long a collective waits for a rank; longer than any rank validates, saves or loads alone."""
+    """How long a collective waits for a rank; longer than any rank validates or loads alone."""
 
     @property
     def world_size(self) -> int:
@@ -85,12 +85,19 @@ class DistributedConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Where checkpoints go, how often, and how many are kept."""
+    """Where checkpoints go, how often, and which are kept.
+
+    They are written while the training goes on. `when_busy` is what happens where one is due and the one before is
+    not written yet.
+    """
 
     uri: S3Uri = "s3://convergate/checkpoints"
     every_steps: PositiveCount = 100
+    when_busy: Literal["wait", "skip"] = "wait"
     keep_last: PositiveCount = 3
     keep_best: Count = 1
+    keep_every: PositiveCount | None = None
+    """Those of steps that are a multiple of it are kept for good."""
 
 
 class StorageConfig(Section):

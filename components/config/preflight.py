@@ -4,6 +4,7 @@ Facts that only higher floors know (the dataset's length, what a step costs) are
 facts are missing is left out.
 """
 
+import math
 from dataclasses import dataclass
 
 from .models import MIN_DRILL_STEPS, RunConfig
@@ -47,6 +48,8 @@ def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
     """Run every check whose facts are known."""
     facts = facts or Facts()
     checks = [*_availability(config), *schedule_checks(config), canary_batch(config)]
+    if config.checkpoint.keep_every is not None:
+        checks.append(_kept_for_good(config.checkpoint.keep_every, config.checkpoint.every_steps))
     if facts.initial is not None:
         checks.append(facts.initial.problem)
     total_steps = config.schedule.total_steps
@@ -85,6 +88,19 @@ def canary_batch(config: RunConfig) -> Problem | None:
         f"training.batch_size = {batch} does not divide over them",
         value=str(world_size),
         fix=f"at most {fitting}",
+    )
+
+
+def _kept_for_good(keep_every: int, every_steps: int) -> Problem | None:
+    if keep_every % every_steps == 0:
+        return None
+    return Problem(
+        "checkpoint.keep_every",
+        f"no multiple of every_steps = {every_steps}: only one checkpoint in {math.lcm(keep_every, every_steps)} steps"
+        " is of such a step",
+        value=str(keep_every),
+        fix=f"{math.ceil(keep_every / every_steps) * every_steps}",
+        level="warning",
     )
 
 

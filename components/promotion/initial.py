@@ -1,7 +1,7 @@
 """The weights that a run begins with: which checkpoint `training.init_from` means, looked up once a run."""
 
 from ..checkpoint import CheckpointError
-from ..checkpoint.store import read_manifest
+from ..checkpoint.reading import read_manifest
 from ..config import Problem, RunConfig, config_digests
 from ..config.plan import RunPlan
 from ..config.preflight import InitialWeights

@@ -12,8 +12,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..checkpoint import copy_checkpoint
-from ..checkpoint.store import read_manifest
+from ..checkpoint import CheckpointError, copy_checkpoint
+from ..checkpoint.reading import read_manifest
+from ..checkpoint.retention import RELEASES
 from ..config import RunConfig, config_digests
 from ..config.document import Document
 from ..errors import ConvergateError, OutsideError
@@ -87,7 +88,7 @@ def promote_run(
     done = _carried_out(config, store, digest_of_decision, approval)
     if done is not None:
         return done
-    uri, digest = _release(decision, S3Location.parse(root) / "releases" / model / run_id)
+    uri, digest = _release(decision, S3Location.parse(root) / RELEASES / model / run_id)
     with mlflow_client() as client:
         mlflow_run = find_or_create_run(client, config.experiment, run_id)
         initial = initial_tags(decision.init_uri, decision.init_digest)
@@ -191,17 +192,21 @@ def _reconcile(client: "MlflowClient", config: RunConfig) -> None:
 
 
 def _release(decision: Decision, target: S3Location) -> tuple[str, str]:
-    """Copy the checkpoint to its release prefix, unless it stands there; a release is never overwritten."""
+    """Copy the checkpoint to its release prefix, unless it stands there; a release is never overwritten.
+
+    Its manifest is copied last: where it stands, so do the objects.
+    """
+    digest = decision.checkpoint_digest
     try:
-        _, found = read_manifest(str(target))
+        read_manifest(str(target), digest)
     except S3NotFoundError:
-        return copy_checkpoint(decision.checkpoint_uri, decision.checkpoint_digest, target)
-    if found != decision.checkpoint_digest:
+        return copy_checkpoint(decision.checkpoint_uri, digest, target)
+    except CheckpointError as error:
         raise PromotionError(
-            f"{target} holds the checkpoint {found[:12]}…, the decision is about"
-            f" {decision.checkpoint_digest[:12]}…: a release is never overwritten → retrain as a new run"
-        )
-    return str(target), found
+            f"{target} holds another checkpoint than the decision's, {digest[:12]}…:"
+            " a release is never overwritten → retrain as a new run"
+        ) from error
+    return str(target), digest
 
 
 def _crown(config: RunConfig, release: Release, decision: Decision, approval: Approval | None, actor: str) -> str:

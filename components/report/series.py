@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Group = Literal["trouble", "new rates", "run"]
-BAD_KINDS = ("non_finite", "exploding", "sync", "off_plan", "failed", "diverged", "rolled_back", "skipped")
+BAD_KINDS = (
+    *("non_finite", "exploding", "sync", "off_plan", "failed", "diverged"),
+    *("rolled_back", "update_skipped", "checkpoint_damaged"),
+)
 RATE_KINDS = ("restart", "reduce")
 SMOOTHING_FRACTION = 0.02
 RUN_LENGTH = 3

@@ -5,7 +5,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ..config.document import Document
-from .s3 import S3Error, S3Location, S3NotFoundError, S3Store
+from .errors import S3Error, S3NotFoundError
+from .s3 import S3Location, S3Store
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 

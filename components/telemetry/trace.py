@@ -104,16 +104,17 @@ class TraceWriter:
         body = {"step": step, "kind": kind, "detail": detail}
         self._put_json(f"events/attempt-{self._attempt:03}/{step:09}-{kind}.json", body)
 
-    def sync(self) -> None:
-        """Write what there is and wait for it, bounded: whoever goes on from here finds every step until now.
+    def hand_over(self) -> Callable[[], None]:
+        """Hand all that there is to the thread, and go on at once.
 
-        Raises:
-            TraceError: when something could not be written.
+        Returns:
+            What waits, in any thread and bounded, until it is written: whoever goes on from there finds every step
+            until now. It raises a TraceError when something could not be written.
         """
         self.flush()
         written = threading.Event()
         self._queue.put(written)
-        self._check(in_time=written.wait(JOIN_TIMEOUT_S))
+        return lambda: self._check(in_time=written.wait(JOIN_TIMEOUT_S))
 
     def close(self) -> None:
         """Write what is left, wait for it, bounded, and end.

@@ -5,6 +5,10 @@
 - `lifetime`: a process that dies with its parent.
 - `worker`: what each process runs: set up, restore, loop, report.
 - `session`: model, optimizer, schedule, data and checkpoints of one process.
+- `saving`: begin a checkpoint, and wait for it.
+- `resume`: go on from the newest checkpoint that is whole.
+- `rollback`: go back to a stable one after a divergence.
+- `throttle`: an upload gives way to the training.
 - `parallel`: the model over all processes, by DDP or FSDP2.
 - `initial_weights`: begin with the weights of a checkpoint.
 - `random_state`: all random states of one process.

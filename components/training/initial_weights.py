@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from ..checkpoint import Manifest
-from ..checkpoint.store import MODEL_PREFIX, read_manifest, restore
+from ..checkpoint.reading import MODEL_PREFIX, read_manifest, restore
 from ..errors import UserError
 
 MAX_NAMED = 4

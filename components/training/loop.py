@@ -19,6 +19,7 @@ from ..telemetry import Detection, StepRecord
 from .batches import loader, to_device
 from .parallel import NOT_GATHERED, evaluating
 from .progress import Progress
+from .saving import save, wait_until_saved
 from .session import Session
 from .sync_guard import Stop
 
@@ -34,9 +35,11 @@ def train(session: Session, progress: Progress) -> None:
         Stop: on every rank alike. Of a divergence or an LR sync error the update is not applied; else all are that
             came before the step that it names.
         SyncError: when replicas differ.
+        CheckpointError: when a save failed that was begun before.
     """
     batches = session.batches()
     while session.step < session.end_step:
+        session.saver.check()
         _drill(session)
         skipped_before = session.skipped_updates
         record, stop = _update(session, batches)
@@ -46,9 +49,10 @@ def train(session: Session, progress: Progress) -> None:
             raise stop
         session.step += 1
         progress.observe(record)
+        session.throttle.observe(record.step_seconds, uploading=session.saver.busy)
         if session.skipped_updates > skipped_before:
             detail = f"loss {record.loss:g}, gradient norm {record.grad_norm:g} on rank {session.rank}"
-            note(session, progress, Detection(record.step, "update_skipped", detail))
+            session.note(progress, Detection(record.step, "update_skipped", detail))
         _periodic(session, progress)
         if stop is not None and session.step < session.end_step:
             raise Stop(stop.kind, session.step, stop.detail)
@@ -118,13 +122,6 @@ def _may_skip(session: Session, finite_loss: bool) -> bool:
     return session.skipped_updates <= session.config.training.max_skipped_updates
 
 
-def note(session: Session, progress: Progress, event: Detection) -> None:
-    """Keep an event of the run: in its progress, and so in checkpoints, ledger and report, and in the trace."""
-    progress.events.append(event)
-    if session.rank == 0:
-        session.trace.event(event.step, event.kind, event.detail)
-
-
 def _scalar(loss: object) -> torch.Tensor:
     if isinstance(loss, DTensor):
         raise UserError(NOT_GATHERED)
@@ -135,7 +132,7 @@ def _scalar(loss: object) -> torch.Tensor:
 
 
 def _periodic(session: Session, progress: Progress) -> None:
-    """Validate, compare replicas and save where it is due, and always at the end."""
+    """Validate, compare replicas and begin to save where it is due, and always at the end."""
     done = session.step
     if done == session.end_step or done % session.config.training.eval_every_steps == 0:
         session.phase = "validation"
@@ -146,8 +143,10 @@ def _periodic(session: Session, progress: Progress) -> None:
             print(_progress_line(session, progress), flush=True)  # noqa: T201 - the step's log
         if done < session.end_step:
             _decide(session, progress)
-    if done == session.end_step or done % session.save_every == 0:
-        save(session, progress)
+    at_end = done == session.end_step
+    if at_end or done % session.save_every == 0:
+        # What is evaluated and promoted is the checkpoint at the end.
+        save(session, progress, may_skip=not at_end, sealed=at_end)
 
 
 def _decide(session: Session, progress: Progress) -> None:
@@ -156,23 +155,10 @@ def _decide(session: Session, progress: Progress) -> None:
     if event is not None:
         session.scheduler.add(event)
         detail = f"{reason}: the rate is {session.schedule.lr(session.step):g} from here"
-        note(session, progress, Detection(event.step, event.kind, detail))
+        session.note(progress, Detection(event.step, event.kind, detail))
     if early_end:
         session.end_step, session.ended_early = session.step, True
-        note(session, progress, Detection(session.step, "early_stopped", early_end))
-
-
-def save(session: Session, progress: Progress) -> None:
-    """Write a checkpoint, unless this step has one; apply retention on rank 0, and note how long the save took."""
-    if session.last_checkpoint is not None and session.last_checkpoint.step == session.step:
-        return
-    started = perf_counter()
-    session.phase = "saving"
-    session.save(progress)
-    progress.save_seconds = max(progress.save_seconds, perf_counter() - started)
-    if session.rank == 0:
-        keep, evaluation = session.config.checkpoint, session.config.evaluation
-        session.checkpoints.retain(keep.keep_last, keep.keep_best, evaluation.metric, evaluation.mode)
+        session.note(progress, Detection(session.step, "early_stopped", early_end))
 
 
 def validate(session: Session) -> dict[str, float]:
@@ -203,9 +189,11 @@ def _check_budget(session: Session, step_seconds: float) -> None:
 
 
 def _drill(session: Session) -> None:
-    """The canary's restart drill: a real SIGKILL, once."""
-    job = session.job
-    if job.kill_at_step == session.step and session.attempt == 1 and session.rank == session.world_size - 1:
+    """The canary's restart drill: a real SIGKILL, once, when the checkpoint before it is committed."""
+    if session.job.kill_at_step != session.step or session.attempt != 1:
+        return
+    wait_until_saved(session)
+    if session.rank == session.world_size - 1:
         session.trace.close()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -217,4 +205,4 @@ def _progress_line(session: Session, progress: Progress) -> str:
     return f"step {session.step}/{session.total_steps} {figures}"
 
 
-__all__ = ["Stop", "note", "save", "train", "validate"]
+__all__ = ["Stop", "train", "validate"]

@@ -8,32 +8,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..checkpoint import CheckpointRef, CheckpointStore, Manifest
-from ..checkpoint.store import MODEL_PREFIX, read_manifest, restore
+from ..checkpoint import CheckpointStore
+from ..checkpoint.saver import Saver
 from ..config import config_digests
 from ..errors import UserError
 from ..schedule import Schedule, ScheduleConfig, build_momentum, build_schedule
 from ..schedule.torch_adapter import ScheduleLR
+from ..storage.streams import Pace
 from ..task import Split, Task, load_task
-from ..telemetry import TraceWriter
+from ..telemetry import Detection, TraceWriter
 from . import random_state
 from .batches import loader, to_device
 from .data_order import DataOrder
 from .heartbeat import Phase
-from .initial_weights import load_initial_weights, misfits
+from .initial_weights import load_initial_weights
 from .job import Job
-from .optimizer import build_optimizer, optimizer_state, prepare_state
-from .parallel import Alone, Replicated, Sharded, share_buffers
+from .optimizer import build_optimizer
+from .parallel import Alone, Replicated, Sharded
 from .progress import Progress
-from .random_state import RandomState
 from .sync_guard import SyncGuard, checksum
+from .throttle import Throttle
 from .validation_rules import ValidationRules
 
-OPTIMIZER_PREFIX = "optim."
-RNG_PREFIX = "rng."
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,6 +71,9 @@ class Session:
         )
         self.trace = TraceWriter(job.trace_uri, self.rank, attempt)
         self.checkpoints = CheckpointStore(job.checkpoint_uri, job.run_id)
+        pace = Pace()
+        self.saver = Saver(self.checkpoints, self.rank, self.world_size, pace)
+        self.throttle = Throttle(pace)
         self.init_uri, self.init_digest = job.init_uri, job.init_digest
         """The checkpoint that the weights began with, in whichever attempt or run that was."""
         self.step = 0
@@ -83,7 +84,10 @@ class Session:
         self.skipped_updates = 0
         self.device_seconds = 0.0
         self.metrics: dict[str, float] = {}
-        self.last_checkpoint: CheckpointRef | None = None
+        self.newest_uri = ""
+        """Of the newest checkpoint that was restored, or that a save was begun for; empty where there is none."""
+        self.saved_step: int | None = None
+        """The step of that one; None where this attempt has none to be content with."""
         random_state.seed(job.seed + 1 + self.rank)
 
     def _schedule_config(self) -> ScheduleConfig:
@@ -124,7 +128,7 @@ class Session:
     def begin_attempt(self, attempt: int) -> None:
         """Write trace and checkpoints under another attempt from here on."""
         self.trace.close()
-        self.attempt = attempt
+        self.attempt, self.saved_step = attempt, None
         self.trace = TraceWriter(self.job.trace_uri, self.rank, attempt)
 
     @property
@@ -147,36 +151,11 @@ class Session:
     def _low_precision(self) -> torch.dtype | None:
         return _AUTOCAST.get(self.config.training.precision)
 
-    def save(self, progress: Progress) -> CheckpointRef:
-        """Write a checkpoint of the current step, once the trace until there is written; every rank calls it."""
-        self.trace.sync()
-        share_buffers(self.module)
-        everyone: list[Progress] = [progress] * self.world_size
-        dist.all_gather_object(everyone, progress)
-        ref = self.checkpoints.save(
-            self._tensors(),
-            attempt=self.attempt,
-            step=self.step,
-            rank=self.rank,
-            world_size=self.world_size,
-            training_digest=self.digests.training,
-            state={
-                "scheduler": self.scheduler.state_dict(),
-                "seed": self.job.seed,
-                "scaler": self.scaler.state_dict(),
-                "rules": self.rules.to_state(),
-                "skipped_updates": self.skipped_updates,
-                "ended_early": self.ended_early,
-                "init_uri": self.init_uri,
-                "init_digest": self.init_digest,
-                "device_seconds": self.device_seconds,
-                "progress": Progress.merged(everyone).to_state(),
-            },
-            metrics=self.metrics,
-            previous=self.last_checkpoint.uri if self.last_checkpoint else None,
-        )
-        self.last_checkpoint = ref
-        return ref
+    def note(self, progress: Progress, event: Detection) -> None:
+        """Keep an event of the run: in its progress, and so in checkpoints, ledger and report, and in the trace."""
+        progress.events.append(event)
+        if self.rank == 0:
+            self.trace.event(event.step, event.kind, event.detail)
 
     def begin(self) -> None:
         """Take the weights that the job begins with, where it names some; the rest of the state stays new.
@@ -187,65 +166,6 @@ class Session:
         """
         if self.init_uri:
             load_initial_weights(self.module, self.init_uri, self.init_digest)
-
-    def restore(self, ref: CheckpointRef) -> Progress:
-        """Continue from a checkpoint, also one of another world size; returns what was seen until then.
-
-        Raises:
-            UserError: when it belongs to another config, seed or model.
-            CheckpointError: when it does not verify.
-        """
-        manifest, _ = read_manifest(ref.uri)
-        self._refuse_other_run(manifest, ref)
-        tensors = self._targets(manifest)
-        restore(ref.uri, into=tensors)
-        self.scheduler.load_state_dict(manifest.state["scheduler"])
-        self.scaler.load_state_dict(manifest.state["scaler"])
-        self.rules.load_state(manifest.state["rules"])
-        self.step, self.metrics = manifest.step, dict(manifest.metrics)
-        self.skipped_updates = manifest.state["skipped_updates"]
-        if manifest.state["ended_early"]:
-            self.end_step = min(self.end_step, manifest.step)
-        self.device_seconds = manifest.state["device_seconds"]
-        self.init_uri, self.init_digest = manifest.state["init_uri"], manifest.state["init_digest"]
-        self.last_checkpoint = ref
-        if manifest.world_size == self.world_size:
-            states = _below(f"{RNG_PREFIX}{self.rank}.", tensors)
-            RandomState.from_tensors(states).set_again(self.device)
-        return Progress.from_state(manifest.state["progress"])
-
-    def _targets(self, manifest: Manifest) -> dict[str, Tensor]:
-        """What to load a checkpoint into: this rank's own part of its state."""
-        targets = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
-        saved = prepare_state(self.optimizer, self.module, manifest.described(OPTIMIZER_PREFIX))
-        targets |= {f"{OPTIMIZER_PREFIX}{name}": tensor for name, tensor in saved.items()}
-        if manifest.world_size == self.world_size:
-            mine = f"{RNG_PREFIX}{self.rank}."
-            for name, tensor in manifest.described(mine).items():
-                targets[mine + name] = torch.empty_like(tensor, device="cpu")
-        return targets
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in self.module.state_dict().items()}
-        for name, tensor in optimizer_state(self.optimizer, self.module).items():
-            tensors[f"{OPTIMIZER_PREFIX}{name}"] = tensor
-        states = RandomState.now(self.device).to_tensors()
-        return tensors | {f"{RNG_PREFIX}{self.rank}.{name}": tensor for name, tensor in states.items()}
-
-    def _refuse_other_run(self, manifest: Manifest, ref: CheckpointRef) -> None:
-        if manifest.training_digest != self.digests.training:
-            raise UserError(
-                f"{ref.uri} was made under config {manifest.training_digest[:12]}…, this is"
-                f" {self.digests.training[:12]}… → --resume never, or resume with the config that made it"
-            )
-        if manifest.state["seed"] != self.job.seed:
-            raise UserError(
-                f"{ref.uri} was made with the seed {manifest.state['seed']}, this run's is {self.job.seed}"
-                " → --resume never, or resume the run that made it"
-            )
-        different = misfits(self.module.state_dict(), manifest)
-        if different:
-            raise UserError(f"{ref.uri} is another model's: {different} → --resume never, or the code that made it")
 
 
 def sized_dataset(task: Task, split: Split) -> Any:
@@ -260,10 +180,6 @@ def sized_dataset(task: Task, split: Split) -> Any:
     if len(dataset) == 0:
         raise UserError(f"the task's dataset({split!r}) is empty → at least one sample")
     return dataset
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _device() -> torch.device:

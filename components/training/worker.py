@@ -18,8 +18,7 @@ from typing import Literal, NoReturn
 import torch
 import torch.distributed as dist
 
-from ..checkpoint import CheckpointRef
-from ..checkpoint.store import read_manifest
+from ..checkpoint.reading import read_manifest
 from ..config.document import Verdict
 from ..errors import ConvergateError, ExitCode, UserError
 from ..storage import S3Location, S3Store
@@ -28,11 +27,13 @@ from .facts import facts
 from .heartbeat import Heartbeat
 from .job import JOBS, Job
 from .launch import FAILURES_VARIABLE, stall_note
-from .loop import Stop, save, train
+from .loop import Stop, train
 from .parallel import TORCH_SAYS
 from .progress import ANOMALIES, Progress
 from .result import Event, TrainingResult
+from .resume import resume
 from .rollback import roll_back
+from .saving import save, wait_until_saved
 from .session import Session
 
 OUTAGE_PAUSE_SECONDS = 10
@@ -91,7 +92,7 @@ def _run(job: Job, heartbeat: Heartbeat) -> Stop | None:
     session = Session(job, claim_attempt(job))
     heartbeat.follows = session
     signal.signal(signal.SIGTERM, lambda *_: session.guard.ask_to_stop("interrupted", "SIGTERM"))
-    progress, events = _resume(session)
+    progress, events = resume(session)
     session.guard.agree_before_start(facts(session))
     try:
         progress, stop = _train(session, progress)
@@ -102,7 +103,10 @@ def _run(job: Job, heartbeat: Heartbeat) -> Stop | None:
 
 
 def _train(session: Session, progress: Progress) -> tuple[Progress, Stop | None]:
-    """Train to the end, rolled back where a divergence and the config ask for it; or to where the ranks stop."""
+    """Train to the end, rolled back where a divergence and the config ask for it; or to where the ranks stop.
+
+    Whatever was begun to be saved is committed then.
+    """
     while True:
         try:
             train(session, progress)
@@ -113,32 +117,15 @@ def _train(session: Session, progress: Progress) -> tuple[Progress, Stop | None]
                 continue
             if stop.kind in ("interrupted", "budget"):
                 save(session, progress)
+            wait_until_saved(session)
             return progress, stop
+        wait_until_saved(session)
         return progress, None
-
-
-def _resume(session: Session) -> tuple[Progress, list[Event]]:
-    """Restore the newest checkpoint that the job allows, the same one on every rank; begin anew where there is none."""
-    chosen: list[CheckpointRef | None] = [None]
-    if session.rank == 0:
-        newest, given = session.checkpoints.newest(session.job.oldest_attempt), session.job.resume_from
-        if newest is None and given is not None:
-            manifest, _ = read_manifest(given)
-            newest = CheckpointRef(manifest.attempt, manifest.step, S3Location.parse(given))
-        chosen = [newest]
-    dist.broadcast_object_list(chosen)
-    if chosen[0] is None:
-        session.begin()
-        return Progress(), []
-    progress = session.restore(chosen[0])
-    if session.rank == 0:
-        print(f"resumed at step {session.step} from {chosen[0].uri}", flush=True)  # noqa: T201 - the step's log
-    event = Event(step=session.step, kind="resumed", detail=f"attempt {session.attempt} from {chosen[0].uri}")
-    return progress, [event]
 
 
 def _report(session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float) -> None:
     """Gather every rank's figures; rank 0 writes the result."""
+    progress.save_seconds = max(progress.save_seconds, session.saver.longest_seconds)
     everyone: list[Progress] = [progress] * session.world_size
     dist.all_gather_object(everyone, progress)
     if session.rank != 0:
@@ -149,7 +136,6 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
         events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
     status = _status(stop)
     verdict: Verdict = "PASS" if status == "completed" else "FAIL"
-    last = session.last_checkpoint
     result = TrainingResult(
         run_id=session.job.run_id,
         seconds=seconds,
@@ -168,8 +154,8 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
         lr_sync_errors=int(stop is not None and stop.kind == "lr_sync_error"),
         anomalous=any(event.kind in ANOMALIES for event in events),
         untreated=sorted({anomaly.kind for anomaly in seen.untreated()}),
-        checkpoint_uri=last.uri if last else "",
-        checkpoint_digest=read_manifest(last.uri)[1] if last else "",
+        checkpoint_uri=session.newest_uri,
+        checkpoint_digest=read_manifest(session.newest_uri)[1] if session.newest_uri else "",
         init_uri=session.init_uri,
         init_digest=session.init_digest,
         trace_uri=session.job.trace_uri,

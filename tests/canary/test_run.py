@@ -10,8 +10,7 @@ import torch
 import yaml
 from convergate.canary import CanaryReport
 from convergate.canary.run import COMPRESSED_STEPS, accumulation, run_canary
-from convergate.components.checkpoint import CheckpointStore
-from convergate.components.checkpoint.store import read_manifest
+from convergate.components.checkpoint.reading import read_manifest
 from convergate.components.config import RunConfig, parse_config
 from convergate.components.config.models import MIN_DRILL_STEPS
 from convergate.components.config.plan import make_plan
@@ -23,6 +22,8 @@ from convergate.components.telemetry import read_trace
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+
+from ..checkpoints import commit
 
 NUM_TRAIN = 1258
 CONFIG: dict[str, Any] = {
@@ -115,9 +116,7 @@ def trained(root: str) -> InitialWeights:
         task.loss(model, batch).backward()
         optimizer.step()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    ref = CheckpointStore(f"{root}/checkpoints", "other").save(
-        tensors, attempt=1, step=60, rank=0, world_size=1, training_digest="", state={}, metrics={}
-    )
+    ref = commit(f"{root}/checkpoints", "other", tensors, step=60)
     return InitialWeights(ref.uri, read_manifest(ref.uri)[1])
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 
+from convergate.components.checkpoint.refs import CheckpointRef, Tombstone
+from convergate.components.storage import S3Location
 from convergate.components.training.train import MAX_RESTARTS
 from variants import Variant
 from victims import MARK, Kill, Moment, Process, Victim, chosen, processes, strike
@@ -86,15 +88,17 @@ class Run:
         self._living: list[Process] = []
         self._looked_at = 0.0
         self._given_up: set[str] = set()
-        """Checkpoints that the killed left without a manifest."""
+        """Folders of checkpoints that the killed left uncommitted."""
 
     def claims(self) -> list[Path]:
         """What each start of the workers left, the first first."""
         return sorted((self.data / "runs" / self.variant.name / "training.json.attempts").glob("*.json"))
 
     def committed(self) -> list[str]:
-        """Its checkpoints that have a manifest, the newest last."""
-        return sorted(path.parent.name for path in self.checkpoints.glob("attempt-*/manifest.json"))
+        """Its checkpoints that have a marker and that no later start went back behind, the newest last."""
+        refs = [_ref(path) for path in self.checkpoints.glob("commits/*.json")]
+        stones = [Tombstone(ref.attempt, ref.step) for ref in map(_ref, self.checkpoints.glob("tombstones/*"))]
+        return [ref.name for ref in sorted(refs) if not any(stone.covers(ref) for stone in stones)]
 
     def carry_out(self, kills: list[Kill], final_step: int = 0) -> None:
         """Run to the end, at `final_step`, through all the kills.
@@ -177,9 +181,10 @@ class Run:
         # A save is over in milliseconds: whom to kill has to be known before it begins.
         if monotonic() - self._looked_at > 0.2:
             self._living, self._looked_at = processes(self.bucket), monotonic()
-        name = max((path.name for path in self.checkpoints.glob("attempt-*")), default="-0")
-        is_new = name not in self._given_up and int(name.rpartition("-")[2]) >= kill.step
-        return is_new and not (self.checkpoints / name / "manifest.json").exists()
+        folder = max(self.checkpoints.glob("attempt-*"), default=None)
+        if folder is None or folder.name in self._given_up or _ref(folder).step < kill.step:
+            return False
+        return _ref(folder).name not in self.committed()
 
     def _strikes(self, kill: Kill) -> bool:
         """Deliver a kill, if its victim lives."""
@@ -202,7 +207,8 @@ class Run:
             struck.gone_seconds = monotonic() - struck.at
         committed = self.committed()
         struck.committed = committed[-1] if committed else None
-        self._given_up = {path.name for path in self.checkpoints.glob("attempt-*")} - set(committed)
+        folders = self.checkpoints.glob("attempt-*")
+        self._given_up = {folder.name for folder in folders if _ref(folder).name not in committed}
         self._starts, self._step = len(self.claims()), -1
 
     def _left_alive(self, struck: Struck) -> list[Process]:
@@ -210,3 +216,10 @@ class Run:
         restarted = struck.kill.victim in (Victim.WORKER, Victim.TERMINATED)
         workers = [process for process in processes(self.bucket) if process.part is Victim.WORKER]
         return [process for process in workers if process in struck.living or not restarted]
+
+
+def _ref(path: Path) -> CheckpointRef:
+    """The checkpoint that a marker, a tombstone or a folder is of."""
+    found = re.search(r"attempt-(\d+)-step-(\d+)", path.name)
+    assert found is not None, path
+    return CheckpointRef(int(found[1]), int(found[2]), S3Location("here"))

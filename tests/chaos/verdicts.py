@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
-from convergate.components.checkpoint.store import read_manifest, restore
+from convergate.components.checkpoint.reading import read_manifest, restore
 from convergate.components.storage import RunStore
 from convergate.components.telemetry import read_trace, read_validations
 from convergate.components.training.result import Event, TrainingResult
@@ -55,7 +55,8 @@ def late_writes(claims: list[Path], roots: list[Path]) -> list[str]:
     for attempt, (claim, later) in enumerate(pairwise(claims), 1):
         if claim.read_bytes() == later.read_bytes():
             continue  # the same process, which has rolled back
-        for path in (path for root in roots for path in root.rglob(f"attempt-{attempt:03}*/**/*")):
+        names = (f"attempt-{attempt:03}*/**/*", f"commits/*-attempt-{attempt:03}-*")
+        for path in (path for root in roots for name in names for path in root.rglob(name)):
             if path.is_file() and path.stat().st_ctime_ns > later.stat().st_ctime_ns:
                 found.append(f"stale: {path.parent.name}/{path.name} was written after start {attempt + 1}")
     return found
@@ -84,8 +85,8 @@ def _result(run: Run) -> TrainingResult:
 
 
 def _weights(result: TrainingResult) -> list[str]:
-    """The SHA-256 of all that was saved at the end: model, optimizer, random state."""
-    return [stored.sha256 for stored in read_manifest(result.checkpoint_uri)[0].objects]
+    """The checksums of all that was saved at the end: model, optimizer, random state."""
+    return [stored.crc64nvme for stored in read_manifest(result.checkpoint_uri)[0].objects]
 
 
 def _parted_tensors(mine: str, other: str) -> str:

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,15 @@ from convergate.components.errors import OutsideError, UserError
 
 from ..documents import config_text
 from .conftest import Convergate
+
+
+def lines() -> Iterator[str]:
+    """Every command, `checkpoints list` as well as `checkpoints`."""
+    for name in COMMANDS:
+        yield name
+        command = cli.get_command(click.Context(cli), name)
+        yield from (f"{name} {inner}" for inner in (command.commands if isinstance(command, click.Group) else ()))
+
 
 HEAVY = ["torch", "mlflow", "kfp", "pandas", "great_expectations", "scipy", "sklearn", "matplotlib", "boto3", "numpy"]
 
@@ -34,8 +44,8 @@ def start(
 def test_no_help_loads_anything_heavy() -> None:
     script = f"""
 import json, sys
-from convergate.cli.main import COMMANDS, main
-for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
+from convergate.cli.main import main
+for arguments in (["--help"], *([*line.split(), "--help"] for line in {list(lines())})):
     sys.argv = ["convergate", *arguments]
     try:
         main()
@@ -48,9 +58,9 @@ print(json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.st
     assert done.stdout.startswith("Usage: convergate [OPTIONS]")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", lines())
 def test_every_command_shows_how_it_is_used(convergate: Convergate, name: str) -> None:
-    answer = convergate(name, "--help")
+    answer = convergate(*name.split(), "--help")
     assert answer.code == 0
     assert f"Usage: convergate {name} " in answer.out
     examples = answer.out.partition("Example")[2]
@@ -58,16 +68,20 @@ def test_every_command_shows_how_it_is_used(convergate: Convergate, name: str) -
     assert "--json" in answer.out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", lines())
 def test_the_examples_are_valid_command_lines(name: str) -> None:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
+    command: click.Command = cli
+    for part in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), part)
+        assert found is not None
+        command = found
     assert command.help is not None
-    lines = [line for line in command.help.splitlines() if f"convergate {name}" in line and line.startswith("  ")]
-    assert lines
-    for line in lines:
+    examples = [line for line in command.help.splitlines() if f"convergate {name}" in line and line.startswith("  ")]
+    assert examples
+    for line in examples:
         words = shlex.split(line.partition(" > ")[0])
-        command.make_context(name, words[words.index(name) + 1 :])
+        command.make_context(name, words[words.index(name.rsplit(maxsplit=1)[-1]) + 1 :])
 
 
 def test_help_lists_every_command_and_the_exit_codes(convergate: Convergate) -> None:

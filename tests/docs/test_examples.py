@@ -9,10 +9,12 @@ from typing import Any
 import click
 import pytest
 import torch
-from convergate.cli.main import COMMANDS, cli
+from convergate.cli.main import cli
 from convergate.components.config import load_config
 from convergate.components.config.preflight import Facts, preflight
 from convergate.components.data.validate import validate_table
+from convergate.components.schedule import CosineSchedule
+from convergate.components.schedule.torch_adapter import ScheduleLR
 from convergate.components.task import SPLITS, Task, load_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,32 @@ TOP = ("components", "canary", "pipelines", "cli", "manifests", "docs", "tests")
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+def block(page: str, containing: str) -> str:
+    """The page's Python block with these words."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (one,) = (text for text in found if containing in text)
+    return str(one)
+
+
+def test_a_loop_of_ones_own_saves_and_goes_on(s3: str) -> None:
+    """README's lines, run to 100 of 250 steps and again to the end."""
+    text = block("README.md", "Checkpoints(").replace("s3://models/checkpoints", s3)
+    seen: list[int] = []
+    for num_steps in (199, 250):
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        scheduler = ScheduleLR(optimizer, CosineSchedule(lr0=0.1, lr_min=0.001, total_steps=250))
+
+        def update(_: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: ScheduleLR) -> None:
+            optimizer.step()
+            seen.append(scheduler.last_epoch)
+            scheduler.step()
+
+        values = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "update": update}
+        exec(text, values | {"num_steps": num_steps})  # noqa: S102 - what the page shows
+    assert seen == [*range(199), *range(100, 250)]
 
 
 # The example of docs/own-task.md.
@@ -94,32 +122,39 @@ def test_the_pages_show_commands() -> None:
     assert len(LINES) > 20
 
 
+def command_of(page: str, words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a line begins with, and what follows it."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        found = command.get_command(click.Context(command), name.partition("|")[0])
+        assert found is not None, f"{page}: there is no `{name}` among the commands"
+        command = found
+    return command, words
+
+
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_a_command_and_its_options_exist(page: str, line: str) -> None:
-    first, *rest = line.partition("#")[0].replace("\\|", "|").split()
-    command: click.Command = cli
-    if not first.startswith("-"):
-        assert first in COMMANDS, f"{page}: there is no `convergate {first}`"
-        found = cli.get_command(click.Context(cli), first)
-        assert found is not None
-        command = found
+    command, rest = command_of(page, line.partition("#")[0].replace("\\|", "|").split())
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    used = re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join([first, *rest]))
+    used = re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(rest))
     assert set(used) <= known | {"--help", "--version"}, f"{page}: `convergate {line}`"
 
 
-WHOLE = [(page, line) for page, line in LINES if " " in line and not re.search(r"[\[|>]", line)]
+WHOLE = [
+    (page, line)
+    for page, line in LINES
+    if not re.search(r"[\[|>]", line) and command_of(page, line.split())[1] not in ([], ["--help"])
+]
 """Without those that only name a command, or show its usage."""
 
 
 @pytest.mark.parametrize(("page", "line"), WHOLE)
 def test_a_whole_command_line_is_accepted(page: str, line: str) -> None:
     """Parsed to its end, and not run."""
-    first, *arguments = shlex.split(line, comments=True)
-    command = cli.get_command(click.Context(cli), first)
-    assert command is not None
+    command, arguments = command_of(page, shlex.split(line, comments=True))
     try:
-        command.make_context(first, arguments)
+        command.make_context("convergate", arguments)
     except click.UsageError as error:
         pytest.fail(f"{page}: `convergate {line}`: {error.format_message()}")
 

@@ -3,6 +3,7 @@
 import math
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 from convergate.canary import checks
+from convergate.cli.checkpoints import LEAST_GRACE, gc_command
 from convergate.components.checkpoint import Manifest
+from convergate.components.checkpoint.retention import RELEASES
 from convergate.components.config.models import RunConfig, SloConfig
 from convergate.components.data.expectations import suite
 from convergate.components.promotion import ChampionRecord
@@ -24,6 +27,9 @@ from convergate.components.slo.statistics import (
     e_value,
     rate_verdict,
 )
+from convergate.components.storage.client import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
+from convergate.components.storage.streams import PART_BYTES
+from convergate.components.storage.transfer import TRIES, allowed_seconds
 from convergate.components.task import TableSpec
 from convergate.components.telemetry import StepRecord, detect
 from convergate.components.training.sync_guard import StopKind
@@ -131,7 +137,8 @@ def events_of_a_training() -> set[str]:
 
 
 def test_every_kind_of_event_has_a_section() -> None:
-    assert events_of_a_training() == {"resumed", "update_skipped", "early_stopped", "rolled_back"}
+    of_the_loop = {"update_skipped", "early_stopped", "rolled_back", "save_skipped"}
+    assert events_of_a_training() == of_the_loop | {"resumed", "checkpoint_damaged"}
     assert kinds() == {"non_finite_loss", "exploding_gradient", "lr_off_plan"}
     both = {"restart": "restart and reduce", "reduce": "restart and reduce"}
     for kind in kinds() | events_of_a_training() | PLATEAU_EVENTS | {"lr_sync_error", "interrupted"}:
@@ -213,3 +220,33 @@ def test_the_keys_of_training(key: str, default: str) -> None:
     assert annotation is not None
     field = annotation.model_fields[name]
     assert field.is_required() if default == "" else field.default == yaml.safe_load(default.strip("`"))
+
+
+# checkpoints.md
+
+
+def test_the_figures_of_the_checkpoints_page() -> None:
+    text = " ".join((ROOT / "docs/checkpoints.md").read_text().split())
+    assert f"Each {PART_BYTES // 2**20} MiB part carries its CRC64-NVME" in text
+    assert (
+        f"{CONNECT_TIMEOUT_S} s to connect ({READ_TIMEOUT_S} s for large bodies) and {READ_TIMEOUT_S} s for each"
+        in text
+    )
+    assert f"the whole upload has {allowed_seconds(0):.0f} s and a second for each MiB" in text
+    assert allowed_seconds(2**20) - allowed_seconds(0) == 1
+    words = {3: "three"}
+    assert f"the request is repeated, {words[MAX_ATTEMPTS]} times in all" in text
+    assert f"the part is read again, {words[TRIES]} times in all" in text
+    grace = next(option for option in gc_command.params if option.name == "grace")
+    assert f"for `--grace`, {str(grace.default).removesuffix('h')} hours by default, an hour at least" in text
+    assert timedelta(hours=1) == LEAST_GRACE
+    assert f"<storage.uri>/{RELEASES}/<model>/<run_id>" in text
+
+
+def test_every_variable_of_the_checkpoints_page_is_read() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "components").rglob("*.py"))
+    names = [name for row in table("checkpoints.md", "variable") for name in re.findall(r"`(\w+)`", row[0])]
+    assert set(re.findall(r"CONVERGATE_(?:S3|CHECKPOINT)\w+", code)) == {
+        name for name in names if name.startswith("CONVERGATE_")
+    }
+    assert all(name in code for name in names)

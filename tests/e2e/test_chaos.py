@@ -12,13 +12,13 @@ from typing import Any
 import chaos
 import pytest
 import torch
-from convergate.components.checkpoint import CheckpointStore
 from convergate.components.telemetry import StepRecord, TraceWriter
 from convergate.components.training.result import TrainingResult
 from variants import Variant
 from verdicts import differences, late_writes
 from victims import MARK, Moment, Victim, draw, processes
 
+from ..checkpoints import commit
 from ..documents import make_training
 
 
@@ -76,13 +76,16 @@ def test_what_an_earlier_start_writes_after_a_later_one_is_named(tmp_path: Path)
         return path
 
     claims = [write("claims/001.json")]
-    write("checkpoints/run/attempt-001-step-000000010/manifest.json")
+    write("checkpoints/run/attempt-001-step-000000010-0123abcd/manifest.json")
+    write("checkpoints/run/commits/998-999999989-attempt-001-step-000000010.json")
     claims.append(write("claims/002.json"))
-    write("checkpoints/run/attempt-002-step-000000020/manifest.json")
+    write("checkpoints/run/attempt-002-step-000000020-0123abcd/manifest.json")
     assert late_writes(claims, [tmp_path / "checkpoints"]) == []
-    write("checkpoints/run/attempt-001-step-000000020/manifest.json")
+    write("checkpoints/run/attempt-001-step-000000020-0123abcd/manifest.json")
+    write("checkpoints/run/commits/998-999999979-attempt-001-step-000000020.json")
     assert late_writes(claims, [tmp_path / "checkpoints"]) == [
-        "stale: attempt-001-step-000000020/manifest.json was written after start 2"
+        "stale: attempt-001-step-000000020-0123abcd/manifest.json was written after start 2",
+        "stale: commits/998-999999979-attempt-001-step-000000020.json was written after start 2",
     ]
 
 
@@ -97,10 +100,7 @@ def make_result(s3: str) -> Any:
         for step, (lr, loss) in enumerate(rows):
             trace.append(StepRecord(step, lr, 0.1, loss, 1.0, 0.01, 32))
         trace.close()
-        ref = CheckpointStore(s3, name).save(
-            {"model.weight": torch.tensor([weight]), "rng.0.cpu": torch.zeros(1)},
-            attempt=1, step=2, rank=0, world_size=1, training_digest="", state={}, metrics={},
-        )  # fmt: skip
+        ref = commit(s3, name, {"model.weight": torch.tensor([weight]), "rng.0.cpu": torch.zeros(1)}, step=2)
         return make_training(checkpoint_uri=ref.uri, trace_uri=f"{s3}/{name}/trace", **changes)
 
     return make

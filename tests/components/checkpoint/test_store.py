@@ -1,9 +1,11 @@
-"""Checkpoints against a real S3 server: what is committed is whole, and what is not whole is never loaded."""
+"""Checkpoints on a real S3 server: the newest is found, what is not whole is never loaded, deletions begin well."""
 
 import math
+import os
+import pickle
 from collections.abc import Callable
-from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,81 +17,118 @@ from convergate.components.checkpoint import (
     copy_checkpoint,
     load_model_state,
 )
-from convergate.components.checkpoint.dcp_storage import tensor_bytes
-from convergate.components.checkpoint.store import read_manifest, restore, verify
+from convergate.components.checkpoint.reading import read_manifest, read_marker, restore, verify
+from convergate.components.errors import UserError
 from convergate.components.storage import S3Error, S3Location, S3Store
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ...checkpoints import blob, commit, folder
 
 TENSORS = {
     "model.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
     "model.half": torch.tensor([1.5, math.nan, -math.inf], dtype=torch.bfloat16),
     "model.empty": torch.empty(0, 3),
+    "model.turned": torch.arange(6.0).reshape(2, 3).T,
     "optim.weight.step": torch.tensor(7.0),
     "rng.0.cpu": torch.get_rng_state(),
 }
 
 
-def save(
-    store: CheckpointStore, attempt: int, step: int, loss: float = 1.0, tensors: dict[str, Tensor] = TENSORS
-) -> CheckpointRef:
-    return store.save(
-        tensors,
-        attempt=attempt,
-        step=step,
-        rank=0,
-        world_size=1,
-        training_digest="d" * 64,
-        state={"scheduler": {"step": step}, "π": 0.1},
-        metrics={"loss": loss},
-    )
+def save(root: str, attempt: int = 1, step: int = 10, **others: Any) -> CheckpointRef:
+    return commit(root, "run", TENSORS, attempt, step, **others)
 
 
-def blob(ref: CheckpointRef) -> S3Location:
-    return ref.prefix / "rank-00000.bin"
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def positions(refs: object) -> list[tuple[int, int]]:
+    return [(ref.attempt, ref.step) for ref in refs]  # type: ignore[attr-defined]
 
 
 def test_everything_comes_back_bit_for_bit(s3: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
+    ref = save(s3, state={"scheduler": {"step": 10}, "π": 0.1}, metrics={"loss": math.inf})
     tensors, manifest = restore(ref.uri)
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert tensors[name].shape == tensor.shape
-        assert tensor_bytes(tensors[name]) == tensor_bytes(tensor)
-    assert (manifest.step, manifest.state) == (10, {"scheduler": {"step": 10}, "π": 0.1})
+        assert bits(tensors[name]) == bits(tensor)
+    assert (manifest.step, manifest.state, manifest.metrics) == (
+        10,
+        {"scheduler": {"step": 10}, "π": 0.1},
+        {"loss": math.inf},
+    )
 
 
 def test_the_model_loads_alone(s3: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
-    assert load_model_state(ref.uri).keys() == {"weight", "half", "empty"}
+    assert load_model_state(save(s3).uri).keys() == {"weight", "half", "empty", "turned"}
+
+
+def test_tensors_are_filled_in_place(s3: str) -> None:
+    target = torch.zeros(3, 4)
+    restore(save(s3).uri, into={"model.weight": target})
+    assert torch.equal(target, TENSORS["model.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [("model.bias", (4,), "no model.bias"), ("model.weight", (4, 3), r"model.weight as \[3, 4\], \[4, 3\] is wanted")],
+)
+def test_another_models_tensors_are_named(s3: str, name: str, shape: tuple[int, ...], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        restore(save(s3).uri, into={name: torch.zeros(shape)})
+
+
+@given(st.lists(st.tuples(st.integers(1, 999), st.integers(0, 999_999_999)), min_size=2, unique=True))
+def test_markers_sort_newest_first_and_name_their_checkpoint(generations: list[tuple[int, int]]) -> None:
+    refs = [CheckpointRef(attempt, step, S3Location("b", "run")) for attempt, step in generations]
+    assert sorted(refs, reverse=True) == sorted(refs, key=lambda ref: ref.marker.key)
+    assert [CheckpointRef.parse(ref.uri) for ref in refs] == refs
 
 
 def test_the_newest_is_by_attempt_then_step(s3: str) -> None:
     store = CheckpointStore(s3, "run")
-    assert store.newest() is None
+    assert list(store.live()) == []
     for attempt, step in ((1, 10), (1, 200), (2, 30)):
-        save(store, attempt, step)
-    newest = store.newest()
-    assert newest is not None
-    assert (newest.attempt, newest.step) == (2, 30)
+        save(s3, attempt, step)
+    assert positions(store.live()) == [(2, 30), (1, 200), (1, 10)]
+    assert positions(store.live(oldest_attempt=2)) == [(2, 30)]
+    assert positions(store.live(oldest_attempt=3)) == []
 
 
-def test_attempts_before_the_oldest_allowed_do_not_count(s3: str) -> None:
+def test_what_a_later_attempt_left_behind_is_never_newest_again(s3: str) -> None:
+    """Also of a zombie that commits after the later attempt began, and where that has nothing of its own left."""
     store = CheckpointStore(s3, "run")
-    save(store, 1, 200)
-    assert store.newest(oldest_attempt=2) is None
-    later = save(store, 2, 30)
-    assert store.newest(oldest_attempt=2) == later
-    S3Store().write(blob(later), b"garbage")
-    with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
-        store.newest(oldest_attempt=2)
-    assert store.newest(oldest_attempt=3) is None
+    for step in (100, 200):
+        save(s3, 1, step)
+    store.give_up(2, 100)
+    save(s3, 1, 300)
+    assert positions(store.live()) == [(1, 100)]
+    of_two = save(s3, 2, 110)
+    assert positions(store.live()) == [(2, 110), (1, 100)]
+    store.delete(of_two)
+    assert positions(store.live()) == [(1, 100)]
+    assert positions(store.committed()) == [(1, 300), (1, 200), (1, 100)]
+
+
+def test_attempts_are_numbered_one_after_the_other(s3: str) -> None:
+    store = CheckpointStore(s3, "run")
+    save(s3, 4, 10)
+    assert [store.begin_attempt(10), store.begin_attempt(10)] == [5, 6]
+
+
+@pytest.mark.parametrize("run_id", ["", "team/run"])
+def test_a_run_has_one_folder(run_id: str) -> None:
+    with pytest.raises(UserError, match="no run id"):
+        CheckpointStore("s3://bucket/checkpoints", run_id)
 
 
 def test_other_runs_are_not_seen(s3: str) -> None:
-    save(CheckpointStore(s3, "run"), 1, 10)
-    assert CheckpointStore(s3, "ru").newest() is None
-    assert CheckpointStore(s3, "run-2").newest() is None
+    save(s3)
+    for name in ("ru", "run-2"):
+        assert list(CheckpointStore(s3, name).live()) == []
 
 
 def damage(ref: CheckpointRef, kind: str) -> None:
@@ -101,35 +140,28 @@ def damage(ref: CheckpointRef, kind: str) -> None:
         S3Store().write(blob(ref), data[:-1] if kind == "truncate" else bytes([data[0] ^ 1]) + data[1:])
 
 
-@pytest.mark.parametrize(
-    ("kind", "cause"),
-    [
-        ("flip", ": {} bytes do not match the manifest's size and SHA-256"),
-        ("truncate", ": {} bytes do not match the manifest's size and SHA-256"),
-        ("missing", " does not exist"),
-    ],
-)
-def test_what_is_damaged_is_not_loaded_and_its_object_is_named(s3: str, kind: str, cause: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
-    digest, size = read_manifest(ref.uri)[1], len(S3Store().read(blob(ref)))
+@pytest.mark.parametrize("kind", ["flip", "truncate", "missing"])
+def test_what_is_damaged_is_not_loaded_and_its_object_is_named(s3: str, kind: str) -> None:
+    ref = save(s3)
+    digest = read_manifest(ref.uri)[1]
     damage(ref, kind)
-    target = {"model.weight": torch.zeros(3, 4)}
+    target = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
     loads: list[Callable[[], object]] = [
         lambda: restore(ref.uri),
         lambda: restore(ref.uri, into=target),
-        lambda: load_model_state(ref.uri, digest),
+        lambda: load_model_state(ref.uri, digest if kind != "truncate" else None),
+        lambda: list(verify(ref.uri)),
     ]
-    for load in loads:
-        with pytest.raises(CheckpointError) as caught:
+    # What is cut off is the random state, which the model does without.
+    for load in loads if kind != "truncate" else [*loads[:2], loads[3]]:
+        with pytest.raises(CheckpointError, match=r"rank-00000\.bin"):
             load()
-        told = cause.format(size - 1 if kind == "truncate" else size)
-        assert str(caught.value) == f"{ref.uri} cannot be loaded: {blob(ref)}{told}"
-    assert not target["model.weight"].any()
+    assert not any(tensor.any() for tensor in target.values())
 
 
 def test_s3_that_fails_in_the_middle_is_not_taken_for_damage(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers with the manifest, and then no more."""
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
+    ref = save(s3)
     parse = Manifest.from_bytes
 
     def last_answer(data: bytes, uri: str, digest: str | None = None) -> Manifest:
@@ -137,127 +169,116 @@ def test_s3_that_fails_in_the_middle_is_not_taken_for_damage(s3: str, monkeypatc
         return parse(data, uri, digest)
 
     monkeypatch.setattr(Manifest, "from_bytes", last_answer)
-    with pytest.raises(S3Error, match=r"cannot read .*rank-00000\.bin: permission denied"):
+    with pytest.raises(S3Error, match=r"rank-00000\.bin.*: permission denied"):
         load_model_state(ref.uri)
-
-
-@pytest.mark.parametrize("kind", ["flip", "truncate", "missing"])
-def test_a_damaged_newest_falls_back_to_the_one_before(s3: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    store = CheckpointStore(s3, "run")
-    save(store, 1, 10)
-    newest = save(store, 1, 20)
-    damage(newest, kind)
-    with pytest.raises(CheckpointError):
-        verify(newest.uri)
-    found = store.newest()
-    assert found is not None
-    assert found.step == 10
-    assert "damaged" in caplog.text
-
-
-def test_none_that_verifies_is_an_error_and_not_a_fresh_start(s3: str) -> None:
-    store = CheckpointStore(s3, "run")
-    S3Store().write(blob(save(store, 1, 10)), b"garbage")
-    with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
-        store.newest()
 
 
 def test_s3_that_fails_is_not_taken_for_no_checkpoint(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(S3Error, match="permission denied"):
-        CheckpointStore(s3, "run").newest()
+        next(CheckpointStore(s3, "run").live())
 
 
-def test_without_its_manifest_it_does_not_exist(s3: str) -> None:
-    store = CheckpointStore(s3, "run")
-    ref = save(store, 1, 10)
-    S3Store().delete(ref.prefix / "manifest.json")
-    assert store.committed() == []
+@pytest.mark.parametrize("gone", ["marker", "manifest"])
+def test_half_a_checkpoint_is_none(s3: str, gone: str) -> None:
+    ref = save(s3)
+    S3Store().delete(ref.marker if gone == "marker" else folder(ref) / "manifest.json")
+    with pytest.raises(CheckpointError, match="not committed" if gone == "marker" else "manifest is missing"):
+        restore(ref.uri)
 
 
-def test_a_changed_manifest_is_refused_by_its_digest(s3: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
+def edit(location: S3Location, old: bytes, new: bytes) -> None:
+    data = S3Store().read(location)
+    assert old in data
+    S3Store().write(location, data.replace(old, new))
+
+
+def test_a_changed_manifest_is_refused_by_the_marker_and_by_the_digest(s3: str) -> None:
+    ref = save(s3)
     digest = read_manifest(ref.uri)[1]
-    place = ref.prefix / "manifest.json"
-    S3Store().write(
-        place, S3Store().read(place).replace(b'"step":10', b'"step":11').replace(b'"step": 10', b'"step": 11')
-    )
-    with pytest.raises(CheckpointError, match="it was changed"):
-        load_model_state(ref.uri, digest)
+    edit(folder(ref) / "manifest.json", b'"step": 10', b'"step": 11')
+    for known in (None, digest):
+        with pytest.raises(CheckpointError, match="it was changed"):
+            load_model_state(ref.uri, known)
 
 
-def test_a_manifest_that_is_none_is_named(s3: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
-    S3Store().write(ref.prefix / "manifest.json", b"{}")
-    with pytest.raises(CheckpointError, match="not a checkpoint manifest"):
-        read_manifest(ref.uri)
+def test_a_marker_that_leads_elsewhere_is_refused(s3: str) -> None:
+    older, newer = save(s3, 1, 10), save(s3, 1, 20)
+    S3Store().write(newer.marker, S3Store().read(older.marker))
+    with pytest.raises(CheckpointError, match="marker of another checkpoint"):
+        restore(newer.uri)
+    edit(newer.marker, b'"step": 10', b'"step": 20')
+    with pytest.raises(CheckpointError, match="marker of another checkpoint"):
+        restore(newer.uri)
+    edit(newer.marker, b"step-000000010", b"step-000000020")
+    with pytest.raises(CheckpointError, match="manifest is missing"):
+        restore(newer.uri)
 
 
-def test_a_prefix_is_never_written_twice(s3: str) -> None:
-    store = CheckpointStore(s3, "run")
-    save(store, 1, 10)
-    with pytest.raises(Exception, match="never overwritten"):
-        save(store, 1, 10)
+def test_a_checkpoint_under_another_run_is_refused(s3: str) -> None:
+    ref = save(s3)
+    moved = CheckpointRef(ref.attempt, ref.step, S3Location.parse(s3) / "other")
+    S3Store().copy(ref.marker, moved.marker)
+    for name in ("manifest.json", "rank-00000.bin"):
+        S3Store().copy(folder(ref) / name, moved.root / folder(ref).name / name)
+    with pytest.raises(CheckpointError, match="marker of another checkpoint"):
+        restore(moved.uri)
+    edit(moved.marker, b'"run_id": "run"', b'"run_id": "other"')
+    with pytest.raises(CheckpointError, match="manifest of another checkpoint"):
+        restore(moved.uri)
 
 
-def test_what_is_no_tensor_is_refused(s3: str) -> None:
-    with pytest.raises(Exception, match="belongs into the JSON state"):
-        save(CheckpointStore(s3, "run"), 1, 10, tensors={"model.x": {"a": 1}})  # type: ignore[dict-item]
+class _Canary:
+    """Sings when it is unpickled."""
+
+    def __init__(self, song: Path) -> None:
+        self.song = song
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.song),)
 
 
-def test_retention_keeps_the_newest_and_the_best(s3: str) -> None:
-    store = CheckpointStore(s3, "run")
-    for step, loss in ((10, 3.0), (20, 0.5), (30, 2.0), (40, 1.0)):
-        save(store, 1, step, loss)
-    deleted = store.retain(keep_last=1, keep_best=1, metric="loss", mode="min")
-    assert sorted(ref.step for ref in deleted) == [10, 30]
-    assert [ref.step for ref in store.committed()] == [40, 20]
-    left = {location.key.split("/")[-2] for location in S3Store().list(store.root)}
-    assert left == {"attempt-001-step-000000020", "attempt-001-step-000000040"}
+@pytest.mark.parametrize("place", ["marker", "manifest", "object"])
+def test_nothing_is_unpickled(s3: str, tmp_path: Path, place: str) -> None:
+    ref, song = save(s3), tmp_path / "sang"
+    bomb = pickle.dumps(_Canary(song))
+    pickle.loads(bomb)  # noqa: S301 - it does sing
+    song.rmdir()
+    where = {"marker": ref.marker, "manifest": folder(ref) / "manifest.json", "object": blob(ref)}[place]
+    S3Store().write(where, bomb)
+    for load in (lambda: restore(ref.uri), lambda: read_manifest(ref.uri), lambda: list(verify(ref.uri))):
+        try:
+            load()
+        except CheckpointError:
+            continue
+        assert place == "object"
+    assert not song.exists()
 
 
-@pytest.mark.parametrize("unreadable", [10, 20, 30])
-def test_one_that_cannot_be_compared_stays_and_the_rest_is_deleted(
-    s3: str, unreadable: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = CheckpointStore(s3, "run")
-    refs = {step: save(store, 1, step, loss) for step, loss in ((10, 0.5), (20, 2.0), (30, 1.0), (40, 3.0))}
-    S3Store().write(refs[unreadable].prefix / "manifest.json", b"{}")
-    deleted = store.retain(keep_last=1, keep_best=1, metric="loss", mode="min")
-    best = 10 if unreadable != 10 else 30
-    assert {ref.step for ref in store.committed()} == {best, unreadable, 40}
-    assert {ref.step for ref in deleted} == {10, 20, 30} - {best, unreadable}
-    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert warning.startswith(
-        f"a checkpoint that cannot be compared stays: {refs[unreadable].uri}/manifest.json: not a"
-    )
-
-
-@pytest.mark.parametrize("losses", permutations([math.nan, 2.0, 0.5]), ids=str)
-@pytest.mark.parametrize(("mode", "best"), [("min", 0.5), ("max", 2.0)])
-def test_a_metric_that_is_not_a_number_never_pushes_out_the_best(
-    s3: str, losses: tuple[float, ...], mode: str, best: float
-) -> None:
-    store = CheckpointStore(s3, "run")
-    for step, loss in enumerate((*losses, math.nan), start=1):
-        save(store, 1, step, loss)
-    store.retain(keep_last=1, keep_best=1, metric="loss", mode=mode)
-    assert [ref.step for ref in store.committed()] == [4, losses.index(best) + 1]
-
-
-def test_a_release_is_a_whole_copy(s3: str) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
+def test_a_release_is_a_whole_copy_and_needs_no_marker(s3: str) -> None:
+    ref = save(s3)
     digest = read_manifest(ref.uri)[1]
     target = S3Location.parse(s3) / "releases/m/run"
     uri, copied = copy_checkpoint(ref.uri, digest, target)
     assert copied == digest
-    for location in list(S3Store().list(ref.prefix)):
-        S3Store().delete(location)
+    CheckpointStore(s3, "run").delete(ref)
     assert torch.equal(load_model_state(uri, digest)["weight"], TENSORS["model.weight"])
 
 
-def test_nothing_of_a_checkpoint_is_a_pickle(s3: str, rclone_environment: dict[str, str], tmp_path: Path) -> None:
-    ref = save(CheckpointStore(s3, "run"), 1, 10)
-    names = sorted(location.key.rpartition("/")[2] for location in S3Store().list(ref.prefix))
-    assert names == ["manifest.json", "rank-00000.bin"]
-    assert len(S3Store().read(blob(ref))) == sum(t.numel() * t.element_size() for t in TENSORS.values())
+def test_a_damaged_checkpoint_is_not_released(s3: str) -> None:
+    ref = save(s3)
+    digest = read_manifest(ref.uri)[1]
+    damage(ref, "flip")
+    target = S3Location.parse(s3) / "releases/m/run"
+    with pytest.raises(CheckpointError, match=r"rank-00000\.bin"):
+        copy_checkpoint(ref.uri, digest, target)
+    assert not S3Store().exists(target / "manifest.json")
+
+
+def test_a_deleted_checkpoint_leaves_nothing(s3: str) -> None:
+    store, ref, other = CheckpointStore(s3, "run"), save(s3, 1, 10), save(s3, 1, 20)
+    store.delete(ref)
+    left = {location.parent for location in S3Store().list(store.root)}
+    assert left == {folder(other), other.marker.parent}
+    with pytest.raises(CheckpointError, match="not committed, or deleted"):
+        read_marker(ref.uri)

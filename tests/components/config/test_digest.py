@@ -138,6 +138,8 @@ NEITHER: dict[str, Any] = {
     "checkpoint.every_steps": 100,
     "checkpoint.keep_last": 3,
     "checkpoint.keep_best": 1,
+    "checkpoint.when_busy": "skip",
+    "checkpoint.keep_every": 500,
     "storage.uri": "s3://convergate",
     "data.uri": None,
     "data.snapshot": None,

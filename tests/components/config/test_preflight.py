@@ -245,6 +245,16 @@ def test_a_sound_config_has_no_problem(parsed: Parsed) -> None:
             ),
         ),
         (
+            {"checkpoint.keep_every": 250, "checkpoint.every_steps": 100},
+            Problem(
+                "checkpoint.keep_every",
+                "no multiple of every_steps = 100: only one checkpoint in 500 steps is of such a step",
+                "250",
+                "300",
+                "warning",
+            ),
+        ),
+        (
             {"canary.min_steps": 3, "canary.steps_fraction": 0.008},
             Problem(
                 "canary.min_steps",
@@ -285,6 +295,7 @@ def test_what_experience_says_goes_wrong(parsed: Parsed, values: dict[str, Any],
         {**SCALING, "training.batch_size": 4096, "schedule.warmup.steps": 20, "optimizer.grad_clip_norm": 1.0},
         {**RESTARTS, "schedule.warmup.steps": 300},
         {"training.eval_every_steps": 400},
+        {"checkpoint.keep_every": 300, "checkpoint.every_steps": 100},
         {"training.batch_size": 63, "canary.procs_per_node": 3},
         {"canary.min_steps": 1, "canary.steps_fraction": 0.01},
         {"canary.min_steps": 4, "canary.max_steps": 4},

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from convergate.components.checkpoint import CheckpointError, CheckpointStore
-from convergate.components.checkpoint.store import read_manifest
+from convergate.components.checkpoint import CheckpointError
+from convergate.components.checkpoint.reading import read_manifest
 from convergate.components.config import RunConfig
 from convergate.components.config.models import TaskConfig
 from convergate.components.errors import ExitCode, UserError
@@ -22,6 +22,8 @@ from convergate.components.evaluation.interval import binomial_interval
 from convergate.components.storage import RunStore, S3Error, S3Location, S3NotFoundError, S3Store
 from convergate.components.task.resnet import ResNet
 from convergate.components.training.result import TrainingResult
+
+from ...checkpoints import commit as commit_checkpoint
 
 WIDTH = 4
 NUM_TEST = 269
@@ -103,16 +105,8 @@ def save(root: str, run_id: str, bias: list[float], width: int = WIDTH) -> Champ
 
 def commit(root: str, run_id: str, state: Mapping[str, torch.Tensor]) -> Champion:
     """A committed checkpoint of a model."""
-    ref = CheckpointStore(f"{root}/checkpoints", run_id).save(
-        {f"model.{name}": tensor for name, tensor in state.items()},
-        attempt=1,
-        step=10,
-        rank=0,
-        world_size=1,
-        training_digest="d" * 64,
-        state={},
-        metrics={},
-    )
+    tensors = {f"model.{name}": tensor for name, tensor in state.items()}
+    ref = commit_checkpoint(f"{root}/checkpoints", run_id, tensors)
     return Champion(ref.uri, read_manifest(ref.uri)[1])
 
 

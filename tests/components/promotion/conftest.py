@@ -6,12 +6,13 @@ from uuid import uuid4
 
 import pytest
 import torch
-from convergate.components.checkpoint import CheckpointStore
-from convergate.components.checkpoint.store import read_manifest
+from convergate.components.checkpoint.reading import read_manifest
 from convergate.components.config import RunConfig, config_digests
 from convergate.components.slo.decision import Decision
 from convergate.components.slo.standing import Standing
 from convergate.components.task.resnet import ResNet
+
+from ...checkpoints import commit
 
 WIDTH = 4
 
@@ -52,16 +53,8 @@ def trained_model(seed: int) -> ResNet:
 def save_checkpoint(config: RunConfig, run_id: str, seed: int) -> tuple[str, str]:
     """A committed checkpoint of `trained_model(seed)`: its URI and digest."""
     tensors = {f"model.{name}": tensor for name, tensor in trained_model(seed).state_dict().items()}
-    ref = CheckpointStore(config.checkpoint.uri, run_id).save(
-        tensors,
-        attempt=1,
-        step=10,
-        rank=0,
-        world_size=1,
-        training_digest=config_digests(config).training,
-        state={},
-        metrics={},
-    )
+    digest = config_digests(config).training
+    ref = commit(config.checkpoint.uri, run_id, tensors, training_digest=digest)
     return ref.uri, read_manifest(ref.uri)[1]
 
 

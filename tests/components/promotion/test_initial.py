@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 import pytest
+from convergate.components.checkpoint import CheckpointRef
 from convergate.components.config import Problem, RunConfig
 from convergate.components.config.plan import RunPlan, make_plan
 from convergate.components.config.preflight import Facts, InitialWeights
 from convergate.components.errors import ExitCode, UserError
 from convergate.components.promotion.champion import ChampionRecord, Release, read_champion, write_champion
 from convergate.components.promotion.initial import find_initial
-from convergate.components.storage import RunStore, S3Error, S3Location, S3Store
+from convergate.components.storage import RunStore, S3Error, S3Store
 
+from ...checkpoints import folder
 from .conftest import MakeConfig, save_checkpoint
 
 Checkpoint = tuple[str, str]
@@ -63,7 +65,9 @@ def test_a_named_checkpoint_gets_its_digest_whether_it_is_pinned_or_not(s3: str,
 
 
 def spoilt(root: str, uri: str) -> str:
-    S3Store().write(S3Location.parse(uri) / "manifest.json", b"{}")
+    ref = CheckpointRef.parse(uri)
+    assert ref is not None
+    S3Store().write(folder(ref) / "manifest.json", b"{}")
     return uri
 
 
@@ -72,7 +76,7 @@ CASES: dict[str, tuple[Callable[[str, str], str], str]] = {
     "no bucket": (lambda root, uri: "s3://no-such-bucket-here/x", "x/manifest.json does not exist (no such bucket)"),
     "the manifest itself": (lambda root, uri: f"{uri}/manifest.json", "manifest.json/manifest.json does not exist"),
     "pinned to another": (lambda root, uri: f"{uri}@sha256:{DIGEST}", "not 000000000000…: it was changed"),
-    "changed": (spoilt, "not a checkpoint manifest"),
+    "changed": (spoilt, "it was changed"),
 }
 
 

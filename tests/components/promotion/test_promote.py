@@ -1,13 +1,16 @@
 """Promotion on a real registry: what is set, what is refused, what a retry or a rollback does."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from convergate.components.checkpoint import CheckpointError
-from convergate.components.checkpoint.store import read_manifest
+import torch
+from convergate.components.checkpoint import CheckpointError, CheckpointStore, load_model_state
+from convergate.components.checkpoint.reading import read_manifest
+from convergate.components.checkpoint.retention import Retention, collect, find_runs, retain
 from convergate.components.config.signature import SignatureError, generate_key
 from convergate.components.errors import OutsideError
+from convergate.components.promotion.approval import approve
 from convergate.components.promotion.champion import ChampionChangedError, ChampionRecord, read_champion
 from convergate.components.promotion.promote import (
     Promotion,
@@ -20,7 +23,7 @@ from convergate.components.promotion.registry import mlflow_client
 from convergate.components.slo.decision import KEY_VARIABLE
 from convergate.components.storage import RunStore, S3Location, S3Store
 
-from .conftest import MakeConfig, MakeDecision
+from .conftest import MakeConfig, MakeDecision, trained_model
 
 HEX_DIGEST = 64
 
@@ -186,6 +189,37 @@ class TestPromote:
         with pytest.raises(PromotionError, match="a release is never overwritten → retrain as a new run"):
             promote_run(config, "run-1", decision)
         assert read_manifest(first.uri)[1] == first.digest
+
+    def test_what_an_alias_refers_to_outlives_retention_and_gc(
+        self, s3: str, make_config: MakeConfig, make_decision: MakeDecision, tmp_path: Path
+    ) -> None:
+        """Previous champion, champion and an open challenger, after all checkpoints of their runs were collected."""
+        config = make_config(s3)
+        first = promote_run(config, "run-1", make_decision(config, "run-1"))
+        second = promote_run(config, "run-2", make_decision(config, "run-2", 1, champion_uri=first.uri))
+        decision = make_decision(config, "run-3", 2, champion_uri=second.uri, decision="CHALLENGER")
+        third = promote_run(config, "run-3", decision)
+        before = {str(location) for location in S3Store().list(S3Location.parse(f"{s3}/releases"))}
+        for run in ("run-1", "run-2", "run-3"):
+            store = CheckpointStore(config.checkpoint.uri, run)
+            retain(store, Retention(keep_last=1))
+            store.give_up(2, 0)
+        collect([*find_runs(config.checkpoint.uri), *find_runs(s3)], timedelta(hours=-1))
+        assert not [
+            location
+            for location in S3Store().list(S3Location.parse(config.checkpoint.uri))
+            if location.name.endswith(".bin")
+        ]
+        assert {str(location) for location in S3Store().list(S3Location.parse(f"{s3}/releases"))} == before
+        for release, seed in ((first, 0), (second, 1), (third, 2)):
+            weights = load_model_state(release.uri, release.digest)
+            assert all(torch.equal(weights[name], tensor) for name, tensor in trained_model(seed).state_dict().items())
+        key = tmp_path / "key.pem"
+        generate_key(key)
+        approval = approve(s3, decision, reason="checked", key_file=key, valid_for=timedelta(hours=1))
+        assert promote_run(config, "run-3", decision, approval).uri == third.uri
+        assert roll_back(config, "worse", "ada").champion.uri == second.uri
+        assert roll_back(config, "worse", "ada").champion.uri == first.uri
 
     def test_the_alias_is_the_configs(self, s3: str, make_config: MakeConfig, make_decision: MakeDecision) -> None:
         config = make_config(s3)

@@ -86,8 +86,10 @@ def test_an_overflow_of_fp16_is_no_trouble(runs):
     [
         ("rolled_back", "trouble"), ("update_skipped", "trouble"), ("diverged", "trouble"), ("failed", "trouble"),
         ("lr_sync_error", "trouble"), ("lr_off_plan", "trouble"), ("exploding_gradient", "trouble"),
+        ("checkpoint_damaged", "trouble"),
         ("restart", "new rates"), ("reduce", "new rates"),
         ("resumed", "run"), ("early_stopped", "run"), ("interrupted", "run"), ("budget", "run"),
+        ("save_skipped", "run"),
     ],
 )  # fmt: skip
 def test_events_are_of_three_groups(kind, group):

@@ -1,7 +1,6 @@
 """Errors of S3: each names the thing, the cause and the fix in one line, in bounded time, without a credential."""
 
 import http.server
-import io
 import random
 import socket
 import threading
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 from convergate.components.errors import ExitCode
-from convergate.components.storage import S3Error, S3Location, S3NotFoundError, S3Store
-from convergate.components.storage import s3 as s3_room
+from convergate.components.storage import S3Error, S3Location, S3NotFoundError, S3Store, client, streams
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+PART = streams.Part("0" * 16)
 ACTIONS: dict[str, tuple[str, Callable[[S3Location], Any]]] = {
     "read": ("read", S3Store().read),
     "write": ("write", lambda place: S3Store().write(place, b"x")),
@@ -23,7 +22,8 @@ ACTIONS: dict[str, tuple[str, Callable[[S3Location], Any]]] = {
     "exists": ("look up", S3Store().exists),
     "list": ("list", lambda place: list(S3Store().list(place))),
     "ensure_bucket": ("look up", S3Store().ensure_bucket),
-    "upload": ("upload", lambda place: s3_room.upload(place, io.BytesIO(b"x"))),
+    "upload": ("upload", lambda place: streams.upload(place, memoryview(b"x"))),
+    "download": ("read", lambda place: streams.download([streams.Fetch(place, 0, memoryview(bytearray(5)), PART)])),
 }
 actions = pytest.mark.parametrize(("words", "act"), ACTIONS.values(), ids=ACTIONS.keys())
 
@@ -42,7 +42,7 @@ def failure(act: Callable[[S3Location], Any], place: S3Location) -> str:
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> str:
     """An endpoint where nobody listens, with credentials for it."""
-    monkeypatch.setattr(s3_room, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     endpoint = "http://127.0.0.1:9"
@@ -101,7 +101,7 @@ def silent() -> Iterator[str]:
 def test_a_server_that_never_answers_is_given_up_after_its_attempts(
     closed: str, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_room, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", silent)
     text = failure(S3Store().read, S3Location("bucket", "object"))
     assert f"{silent} does not answer (ReadTimeout)" in text
@@ -109,7 +109,7 @@ def test_a_server_that_never_answers_is_given_up_after_its_attempts(
 
 def test_how_long_s3_is_waited_for(s3: str) -> None:
     """Three attempts and, between them, a backoff of at most 1 and 2 s: 12 s where nothing connects, else 72 s."""
-    config = s3_room.s3_client().meta.config
+    config = client.s3_client().meta.config
     assert config.retries == {"total_max_attempts": 3, "mode": "standard"}
     assert 3 * config.connect_timeout + 3 == 12
     assert 3 * (config.connect_timeout + config.read_timeout) + 3 == 72
@@ -118,9 +118,11 @@ def test_how_long_s3_is_waited_for(s3: str) -> None:
 class WebServer(http.server.BaseHTTPRequestHandler):
     """Something that is a web server and no S3."""
 
+    status, page = 503, b"<html>closed for maintenance</html>"
+
     def do_GET(self) -> None:
-        page = b"<html>closed for maintenance</html>"
-        self.send_response(503)
+        page = self.page
+        self.send_response(self.status)
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         self.wfile.write(page)
@@ -129,21 +131,39 @@ class WebServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_is_no_s3_is_named(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("status", "page", "name", "cause"),
+    [
+        (503, b"<html>closed for maintenance</html>", "read", "answered 503 → see its log"),
+        (
+            200,
+            b"<List><Contents><Key>a</Key><Size>many</Size></Contents></List>",
+            "list",
+            "gave an answer that makes no sense → check that it is an S3 server, and the network",
+        ),
+        (200, b"0123456789", "download", "gave 10 bytes for a range of 5 → see its log"),
+    ],
+)
+def test_a_server_that_is_no_s3_is_named(
+    closed: str, monkeypatch: pytest.MonkeyPatch, status: int, page: bytes, name: str, cause: str
+) -> None:
     place = S3Location("bucket", "object")
+    monkeypatch.setattr(WebServer, "status", status)
+    monkeypatch.setattr(WebServer, "page", page)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WebServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        assert failure(S3Store().read, place) == f"cannot read {place}: {endpoint} answered 503 → see its log"
+        words, act = ACTIONS[name]
+        assert failure(act, place) == f"cannot {words} {place}: {endpoint} {cause}"
         server.shutdown()
 
 
 def test_trying_again_draws_nothing_from_the_random_state_of_a_training(
     closed: str, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_room, "MAX_ATTEMPTS", 3)
-    monkeypatch.setattr(s3_room, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", silent)
     before = random.getstate()
     failure(S3Store().read, S3Location("bucket", "object"))

@@ -1,16 +1,26 @@
 """S3 against real servers: what is written comes back, what must not be overwritten is not, and errors say why."""
 
-import io
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from uuid import uuid4
 
 import pytest
-from convergate.components.storage import ObjectExistsError, S3Error, S3Location, S3Store
+from convergate.components.storage import (
+    BucketNotFoundError,
+    ObjectExistsError,
+    S3Error,
+    S3Location,
+    S3NotFoundError,
+    S3Store,
+)
 from convergate.components.storage import s3 as s3_room
+from convergate.components.storage.client import s3_client
 from hypothesis import given
 from hypothesis import strategies as st
+from proxy import Fault, Kind, Proxy
 
 
 @pytest.fixture(params=["s3", "moto"])
@@ -161,14 +171,6 @@ def test_looking_first_is_not_what_decides_where_writes_are_conditional(moto: st
     assert {S3Store().read(root / name) for name in ("new", "record")} == {b"theirs"}
 
 
-def test_a_large_stream_goes_up_in_parts(s3: str) -> None:
-    data = bytes(range(256)) * (33 * 2**12)
-    assert len(data) == 33 * 2**20
-    place = S3Location.parse(s3) / "large"
-    s3_room.upload(place, io.BytesIO(data))
-    assert S3Store().read(place) == data
-
-
 @pytest.mark.parametrize("server", ["s3", "moto"])
 def test_many_may_ensure_the_same_bucket_at_once(server: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(server)
@@ -189,5 +191,132 @@ def test_a_bucket_is_made_in_the_region_that_is_configured(
         monkeypatch.delenv("AWS_REGION") if region is None else monkeypatch.setenv("AWS_REGION", region)
         bucket = S3Location(f"regional-{uuid4().hex[:12]}")
         S3Store().ensure_bucket(bucket)
-        found = s3_room.s3_client().get_bucket_location(Bucket=bucket.bucket)["LocationConstraint"]
+        found = s3_client().get_bucket_location(Bucket=bucket.bucket)["LocationConstraint"]
         assert found == {"eu-west-1": "eu-west-1", "us-east-1": None, None: "eu-central-1"}[region]
+
+
+def test_a_listing_tells_size_and_age_and_may_be_cut(root: S3Location) -> None:
+    store, begun = S3Store(), datetime.now(UTC) - timedelta(seconds=2)
+    for number in range(5):
+        store.write(root / f"run/{number}", bytes(number))
+    store.write(root / "run-2", b"")
+    entries = list(store.entries(root / "run"))
+    assert [(entry.location, entry.size) for entry in entries] == [(root / f"run/{n}", n) for n in range(5)]
+    assert all(begun <= entry.modified <= datetime.now(UTC) for entry in entries)
+    for limit in (1, 3, 5, 9):
+        assert list(store.entries(root / "run", limit)) == entries[:limit]
+
+
+def test_one_entry_costs_one_request_however_many_there_are(s3: str, through_proxy: Callable[[], Proxy]) -> None:
+    root, store = S3Location.parse(s3), S3Store()
+    for number in range(5):
+        store.write(root / f"run/{number}", b"")
+    proxy = through_proxy()
+    with proxy.injecting():
+        next(store.entries(root / "run", 1))
+        assert len(proxy.lines) == 1
+
+
+def test_folders_are_what_lies_right_below(root: S3Location) -> None:
+    store = S3Store()
+    for key in ("run/a/1", "run/a/2", "run/b/c/d", "run/file", "run-2/a/1"):
+        store.write(root / key, b"")
+    assert list(store.folders(root / "run")) == [root / "run/a", root / "run/b"]
+    assert set(store.folders(root)) == {root / "run", root / "run-2"}
+    assert list(store.folders(root / "none")) == []
+
+
+def begin_upload(location: S3Location, *parts: bytes) -> None:
+    """A multipart upload that nobody completes."""
+    of = {"Bucket": location.bucket, "Key": location.key}
+    upload_id = s3_client().create_multipart_upload(**of)["UploadId"]
+    for number, part in enumerate(parts, start=1):
+        s3_client().upload_part(**of, UploadId=upload_id, PartNumber=number, Body=part)
+
+
+def test_a_pending_upload_is_listed_with_its_parts_until_it_is_aborted(root: S3Location) -> None:
+    store, begun = S3Store(), datetime.now(UTC) - timedelta(seconds=2)
+    assert list(store.uploads(root / "run")) == []
+    begin_upload(root / "run/a", b"one", b"three")
+    begin_upload(root / "run-2/a")
+    [pending] = store.uploads(root / "run")
+    assert pending.location == root / "run/a"
+    assert pending.initiated.tzinfo is not None
+    parts = list(store.parts(pending))
+    assert [part.size for part in parts] == [3, 5]
+    assert all(begun <= part.modified <= datetime.now(UTC) for part in parts)
+    for _ in range(2):
+        store.abort(pending)
+        assert list(store.uploads(root / "run")) == []
+        assert list(store.parts(pending)) == []
+    assert len(list(store.uploads(root))) == 1
+
+
+@pytest.mark.parametrize("list_it", ["entries", "folders", "uploads"])
+@pytest.mark.parametrize("server", ["s3", "moto"])
+def test_a_bucket_that_is_missing_is_not_an_empty_one(
+    server: str, list_it: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(server)
+    with pytest.raises(BucketNotFoundError, match="no such bucket"):
+        list(getattr(S3Store(), list_it)(S3Location("no-such-bucket-here", "run")))
+
+
+@pytest.mark.parametrize(("server", "size"), [("s3", 0), ("s3", 11 * 2**20), ("moto", 0), ("moto", 11 * 2**20)])
+def test_a_copy_is_the_same_bytes_also_in_parts(
+    server: str, size: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = S3Location.parse(request.getfixturevalue(server))
+    for name in ("COPY_BYTES", "COPY_PART_BYTES") if server == "moto" else ():  # rclone copies whole objects only
+        monkeypatch.setattr(s3_room, name, 5 * 2**20)
+    data = random.Random(size).randbytes(size)
+    S3Store().write(root / "from", data)
+    S3Store().copy(root / "from", root / "to/there")
+    assert S3Store().read(root / "to/there") == data
+    with pytest.raises(S3NotFoundError, match="none does not exist"):
+        S3Store().copy(root / "none", root / "to/nowhere")
+
+
+def test_what_was_written_although_its_answer_got_lost_is_ours(
+    moto: str, through_proxy: Callable[[], Proxy], quick: None
+) -> None:
+    place, store, proxy = S3Location.parse(moto) / "record", S3Store(), through_proxy()
+    with proxy.injecting(fault := Fault(Kind.LOST_ANSWER, "PUT")):
+        store.create(place, b"0")
+    assert fault.met == 1
+    with proxy.injecting(fault := Fault(Kind.LOST_ANSWER, "PUT")):
+        store.replace(place, b"1", store.read_versioned(place)[1])
+    assert fault.met == 1
+    assert store.read(place) == b"1"
+
+
+def test_what_somebody_else_wrote_while_our_answer_got_lost_is_theirs(
+    moto: str, through_proxy: Callable[[], Proxy], quick: None
+) -> None:
+    place, proxy = S3Location.parse(moto) / "record", through_proxy()
+    theirs = Fault(Kind.INSTEAD, "PUT", happens=lambda: S3Store().write(place, b"theirs"))
+    with proxy.injecting(theirs), pytest.raises(ObjectExistsError, match="it exists, or was changed meanwhile"):
+        S3Store().create(place, b"ours")
+    assert S3Store().read(place) == b"theirs"
+
+
+@pytest.mark.parametrize("kind", [Kind.TRUNCATED, Kind.RESET, Kind.SLOW_DOWN])
+def test_an_object_that_comes_in_part_is_read_again(
+    s3: str, through_proxy: Callable[[], Proxy], quick: None, kind: Kind
+) -> None:
+    place, proxy = S3Location.parse(s3) / "object", through_proxy()
+    S3Store().write(place, b"0123456789")
+    with proxy.injecting(fault := Fault(kind, "GET", times=2)):
+        assert S3Store().read(place) == b"0123456789"
+    assert fault.met == 2
+
+
+def test_an_object_that_always_comes_in_part_is_an_error_in_a_line(
+    s3: str, through_proxy: Callable[[], Proxy], quick: None
+) -> None:
+    place, proxy = S3Location.parse(s3) / "object", through_proxy()
+    S3Store().write(place, b"0123456789")
+    with proxy.injecting(Fault(Kind.TRUNCATED, "GET", times=None)), pytest.raises(S3Error) as caught:
+        S3Store().read(place)
+    cause = "the answer broke off (ResponseStreaming) → check the network"
+    assert str(caught.value) == f"cannot read {place}: {cause}"

@@ -12,14 +12,15 @@ from uuid import uuid4
 import mlflow
 import pytest
 import torch
-from convergate.components.checkpoint import CheckpointStore
-from convergate.components.checkpoint.store import MODEL_PREFIX, read_manifest
+from convergate.components.checkpoint.reading import MODEL_PREFIX, read_manifest
 from convergate.components.config import RunConfig, load_config
 from convergate.components.data.report import data_digest
 from convergate.components.data.validate import validate_table
 from convergate.components.promotion.candidate import register_candidate
 from convergate.components.promotion.registry import find_or_create_run, mlflow_client
 from convergate.components.task import SPLITS, Task, load_task
+
+from ...checkpoints import commit
 
 CONFIGS = {path.stem: path for path in (Path(__file__).parents[3] / "manifests" / "configs").glob("*.yaml")}
 ELSEWHERE = """
@@ -152,8 +153,7 @@ def test_its_registered_model_gives_what_it_gives(config: RunConfig, task: Task,
     config = config.model_copy(update={"promotion": config.promotion.model_copy(update={"model": name})})
     model = model_of(task, 3).eval()
     tensors = {f"{MODEL_PREFIX}{key}": value for key, value in model.state_dict().items()}
-    position: dict[str, Any] = {"attempt": 1, "step": 1, "rank": 0, "world_size": 1, "training_digest": "", "state": {}}
-    ref = CheckpointStore(f"{s3}/checkpoints", "run").save(tensors, **position, metrics={})
+    ref = commit(f"{s3}/checkpoints", "run", tensors)
     with mlflow_client() as client:
         run = find_or_create_run(client, name, "run")
         version = register_candidate(client, config, run, ref.uri, read_manifest(ref.uri)[1])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from convergate.components.errors import ConvergateError
@@ -92,14 +93,19 @@ def test_it_is_readable_while_the_run_goes_on_and_complete_up_to_the_last_flush_
     assert list(read_trace(s3 + "/t")["step"]) == list(range(20))
 
 
-def test_after_a_sync_everything_until_then_is_there(s3: str) -> None:
+def test_what_was_handed_over_is_there_once_another_thread_has_waited_for_it(s3: str) -> None:
     writer = TraceWriter(s3 + "/t", 0, 1)
     for step in range(7):
         writer.append(record(step))
         writer.event(step, "restart", "")
-    writer.sync()
+    wait = writer.hand_over()
+    writer.append(record(7))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(wait).result()
     assert list(read_trace(s3 + "/t")["step"]) == list(read_events(s3 + "/t")["step"]) == list(range(7))
     writer.close()
+    wait()
+    assert list(read_trace(s3 + "/t")["step"]) == list(range(8))
 
 
 def test_slow_steps_are_flushed_before_a_chunk_is_full(s3: str) -> None:
@@ -160,7 +166,7 @@ def test_a_write_that_fails_surfaces(s3: str, write: str) -> None:
     writer = TraceWriter("s3://no-such-bucket-here/t", 0, 1, chunk_steps=1)
     given = {"append": (record(0),), "event": (0, "restart", ""), "validation": (0, {})}
     getattr(writer, write)(*given[write])
-    for wait in (writer.sync, writer.sync, writer.close):
+    for wait in (writer.hand_over(), writer.hand_over(), writer.close):
         with pytest.raises(ConvergateError, match="the trace cannot be written: .*no such bucket"):
             wait()
     with pytest.raises(ConvergateError, match="the trace cannot be written: .*no such bucket"):

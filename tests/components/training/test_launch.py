@@ -59,9 +59,9 @@ def run(one: Job, num_procs: int = 2, max_restarts: int = 0) -> TrainingResult:
 
 def weights(result: TrainingResult) -> list[str]:
     """The checksums of everything that was saved: model, optimizer, random state."""
-    from convergate.components.checkpoint.store import read_manifest
+    from convergate.components.checkpoint.reading import read_manifest
 
-    return [stored.sha256 for stored in read_manifest(result.checkpoint_uri)[0].objects]
+    return [stored.crc64nvme for stored in read_manifest(result.checkpoint_uri)[0].objects]
 
 
 def test_after_kill_9_of_a_worker_weights_and_trace_are_those_of_an_uninterrupted_run(s3: str) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from convergate.components.checkpoint import load_model_state
-from convergate.components.checkpoint.store import read_manifest
+from convergate.components.checkpoint.reading import read_manifest
 from convergate.components.errors import ExitCode, UserError
 from convergate.components.storage import S3Location, S3Store
 from convergate.components.task.gpt import GPT
@@ -201,7 +201,7 @@ def curve(result: TrainingResult) -> pd.DataFrame:
 
 def checksums(result: TrainingResult) -> list[str]:
     """Of everything that was saved."""
-    return [stored.sha256 for stored in read_manifest(result.checkpoint_uri)[0].objects]
+    return [stored.crc64nvme for stored in read_manifest(result.checkpoint_uri)[0].objects]
 
 
 def validated(result: TrainingResult) -> dict[str, float]:

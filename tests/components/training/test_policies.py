@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from convergate.components.checkpoint.store import load_model_state, read_manifest
+from convergate.components.checkpoint import CheckpointStore
+from convergate.components.checkpoint.reading import load_model_state, read_manifest
 from convergate.components.config import parse_config
 from convergate.components.schedule import ScheduleEvent, build_schedule, with_events
 from convergate.components.storage import S3Location, S3Store
@@ -30,17 +31,35 @@ CONFIG: dict[str, Any] = {
 }
 FAULTY = '''
 import os
+import time
+from convergate.components.checkpoint import CheckpointError, CheckpointRef
+from convergate.components.checkpoint.reading import read_marker
+from convergate.components.storage import S3Store
 from convergate.components.task.tabular import TabularTask
 
 class Faulty(TabularTask):
-    """Rank 1 finds NaN in its loss when it is called for the time that `bad` names, counted over rollbacks too."""
-    def __init__(self, bad=(), **params):
+    """Rank 1 finds NaN in its loss when it is called for the time that `bad` names, counted over rollbacks too.
+
+    Rank 0 spoils a checkpoint, once it is committed, before that of step 12 is gone on from.
+    """
+    def __init__(self, bad=(), spoils="", **params):
         super().__init__(**params)
-        self.bad, self.calls = bad, -1
+        self.bad, self.spoils, self.calls = bad, spoils, -1
     def loss(self, model, batch):
         self.calls += 1
+        if os.environ["RANK"] == "0" and self.calls == 12 and self.spoils:
+            spoil(CheckpointRef.parse(self.spoils))
         bad = os.environ["RANK"] == "1" and self.calls in self.bad
         return super().loss(model, batch) * (float("nan") if bad else 1.0)
+
+def spoil(ref):
+    while True:
+        try:
+            folder = ref.root / read_marker(ref.uri).folder
+        except CheckpointError:
+            time.sleep(0.02)
+            continue
+        return S3Store().write(folder / "rank-00000.bin", b"spoiled")
 '''
 RESTARTS = {"kind": "cosine_restarts", "restarts": {"cycle_steps": 20}}
 CASES: dict[str, dict[str, Any]] = {
@@ -50,6 +69,14 @@ CASES: dict[str, dict[str, Any]] = {
     # Call 14 is step 8 again, call 19 step 13.
     "rolled back too often": {"task.params": {"bad": [13, 19]}, "training.rollback": {"max": 1, "lr_scale": 0.5}},
     "rolled back past its own step": {"task.params": {"bad": [16]}, "training.rollback": {"max": 1}},
+    "rolled back past a damaged one": {
+        "task.params": {
+            "bad": [13],
+            "spoils": "s3://policies/checkpoints/rolled-back-past-a-damaged-one/attempt-001-step-000000012",
+        },
+        "training.rollback": {"max": 1, "lr_scale": 0.5},
+        "checkpoint.every_steps": 4,
+    },
     "nowhere to roll back to": {"task.params": {"bad": [3]}, "training.rollback": {}},
     "ended early": {
         "training.early_stopping": {"metric": "val_accuracy", "mode": "max", "patience": 2, "min_delta": 1.0}
@@ -113,6 +140,11 @@ def _server(rclone_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
 
 
+def _weights(result: TrainingResult) -> list[str]:
+    """The checksums of everything that was saved: model, optimizer, random state."""
+    return [stored.crc64nvme for stored in read_manifest(result.checkpoint_uri)[0].objects]
+
+
 def _kinds(result: TrainingResult) -> list[tuple[str, int]]:
     return [(event.kind, event.step) for event in result.events]
 
@@ -161,6 +193,26 @@ def test_a_checkpoint_of_the_very_step_that_diverged_is_no_way_out(results: dict
     result = results["rolled back past its own step"]
     assert (result.status, result.attempts) == ("completed", 2)
     assert ("rolled_back", 8) in _kinds(result)
+
+
+def test_what_a_rollback_left_is_given_up(results: dict[str, TrainingResult]) -> None:
+    result = results["rolled back past its own step"]
+    store = CheckpointStore("s3://policies/checkpoints", result.run_id)
+    assert [(tombstone.attempt, tombstone.step) for tombstone in store.tombstones()] == [(1, 0), (2, 8)]
+    assert (1, 16) in [(ref.attempt, ref.step) for ref in store.committed()]
+    assert [(ref.attempt, ref.step) for ref in store.live()] == [(2, 24), (2, 16), (2, 8)]
+
+
+def test_a_rollback_takes_the_checkpoint_before_a_damaged_one(results: dict[str, TrainingResult]) -> None:
+    result = results["rolled back past a damaged one"]
+    assert _kinds(result) == [("rolled_back", 8), ("checkpoint_damaged", 12), ("non_finite_loss", 13)]
+    assert "rank-00000.bin" in result.events[1].detail
+    events = read_events(result.trace_uri)
+    assert list(zip(events["attempt"], events["step"], events["kind"], strict=True)) == [
+        (1, 12, "checkpoint_damaged"),
+        (2, 8, "rolled_back"),
+    ]
+    assert _weights(result) == _weights(results["rolled back"])
 
 
 def test_rollbacks_are_bounded(results: dict[str, TrainingResult]) -> None:
