@@ -81,6 +81,8 @@ def s3_server(home: Path) -> Iterator[Environment]:
         # Listings are cached for five minutes otherwise, and a second server on the same data goes unseen.
         # Not less: at 0s rclone lists itself to a standstill.
         *("--dir-cache-time", "1s"),
+        # An ETag is a hash of the whole object, made anew once a listing is forgotten: not MD5, for its cost.
+        *("--etag-hash", "xxh128"),
     ]
     # The keys go by the environment: a command line can be read by everybody on the machine.
     with running(command, home / "logs" / "s3.log", {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}, wait_for=port):

@@ -9,18 +9,19 @@
 Under torch.distributed every rank does the same; DDP, FSDP2 and their world size may change from run to run.
 """
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from ..errors import UserError
 from .fallback import restore_newest
-from .manifest import CheckpointError
-from .reading import MODEL_PREFIX, restore
+from .json_values import decode, encode
+from .manifest import CheckpointError, Manifest
+from .reading import MODEL_PREFIX, read_manifest, restore
 from .refs import CheckpointRef
 from .retention import Retention, retain
 from .saver import Saver
@@ -38,14 +39,14 @@ class Stateful(Protocol):
     """What a resume needs besides model and optimizer: a scheduler, a scaler, a sampler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state, as JSON values."""
+        """Its state: numbers, texts, lists, tuples, dicts."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Take a state back."""
 
 
 class Checkpoints:
-    """The checkpoints of one run of a loop: model, optimizer, and what else has a state of JSON values."""
+    """The checkpoints of one run of a loop: model, optimizer, and what else has a state; not the random state."""
 
     def __init__(
         self,
@@ -79,8 +80,14 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self._saver.close()  # not a collective: the other ranks may be elsewhere
+        except CheckpointError as failed:
+            error.add_note(str(failed))
 
     def restore(self) -> int:
         """Load the newest checkpoint that is whole; returns the updates that it has done, 0 where there is none.
@@ -104,61 +111,66 @@ class Checkpoints:
         Waits where the save before is still on its way.
 
         Raises:
-            CheckpointError: when the save before failed; nothing of it was published.
+            CheckpointError: when the save before failed, on any rank.
             UserError: when `restore` was not called first, or a state has no JSON form.
         """
         if self._attempt == 0:
             raise UserError("Checkpoints.save() before restore() → call restore() first, which begins the attempt")
         tensors, values = self._state()
-        state = {"optimizer": values, "others": {name: one.state_dict() for name, one in self._others.items()}}
-        try:
-            json.dumps(state)
-        except TypeError as error:
-            raise UserError(f"a state to save is no JSON: {error} → give Checkpoints what has one") from error
-        ref = CheckpointRef(self._attempt, step, self._store.root)
+        others = {name: one.state_dict() for name, one in self._others.items()}
         self._saver.begin(
             tensors,
             attempt=self._attempt,
             step=step,
             training_digest="",
-            state=state,
+            state={"optimizer": encode(values), "others": encode(others)},
             metrics={},
             previous=self._previous,
-            after_commit=lambda _: self._retain(),
+            after_commit=self._committed,
         )
-        self._previous = ref.uri
 
     def close(self) -> None:
-        """Wait until the last save is committed.
+        """Wait until the last save is committed, on every rank.
 
         Raises:
-            CheckpointError: when it failed.
+            CheckpointError: when it failed, on any rank.
         """
+        self._saver.drain()
         self._saver.close()
 
-    def _retain(self) -> None:
+    def _committed(self, ref: CheckpointRef) -> None:
+        self._previous = ref.uri
         retain(self._store, Retention(keep_last=self._keep_last))
 
     def _load(self, ref: CheckpointRef) -> None:
-        tensors, values = self._state()
-        _, manifest = restore(ref.uri, into=tensors)
-        # JSON makes lists of tuples, such as AdamW's betas.
-        saved: dict[str, Any] = {
-            name: tuple(value) if isinstance(values.get(name), tuple) else value
-            for name, value in manifest.state["optimizer"].items()
-        }
+        tensors, _ = self._state()
+        manifest, digest = read_manifest(ref.uri)
+        self._require_same(manifest, ref, tensors)
+        restore(ref.uri, digest, into=tensors)
         set_state_dict(
             self._model,
             self._optimizers,
             model_state_dict=_below(MODEL_PREFIX, tensors),
-            optim_state_dict={**_below(_OPTIMIZER_PREFIX, tensors), **saved},
+            optim_state_dict={**_below(_OPTIMIZER_PREFIX, tensors), **decode(manifest.state["optimizer"])},
             options=_OPTIONS,
         )
-        missing = sorted(self._others.keys() - manifest.state["others"].keys())
-        if missing:
-            raise UserError(f"{ref.uri} holds no state of {', '.join(missing)} → another run_id")
-        for name, one in self._others.items():
-            one.load_state_dict(manifest.state["others"][name])
+        for name, state in decode(manifest.state["others"]).items():
+            self._others[name].load_state_dict(state)
+
+    def _require_same(self, manifest: Manifest, ref: CheckpointRef, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a checkpoint of something else, before anything of it is loaded."""
+        here = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        there = {stored.name: (stored.torch_dtype, stored.size) for stored in manifest.tensors}
+        differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if differing:
+            found, wanted = (_described(one.get(differing[0])) for one in (there, here))
+            raise UserError(
+                f"{ref.uri} is another model's or optimizer's: of {len(differing)} tensors that differ,"
+                f" {differing[0]} is {found} in it and {wanted} here → another run_id"
+            )
+        names = sorted(self._others.keys() ^ manifest.state["others"].keys())
+        if names:
+            raise UserError(f"{ref.uri} and this loop do not both have a state of {', '.join(names)} → another run_id")
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors of model and optimizer, and the optimizer's other values."""
@@ -172,6 +184,10 @@ class Checkpoints:
             else:
                 values[name] = value
         return tensors, values
+
+
+def _described(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}"
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ..storage import S3Location
-from .manifest import CheckpointError, Manifest, StoredTensor
+from .manifest import CheckpointError, Manifest, StoredTensor, object_name
 from .parts import PartsBuffer, aligned
 
 
@@ -52,7 +52,7 @@ class S3Writer(StorageWriter):
     """
 
     def __init__(self, rank: int) -> None:
-        self.object_name = f"rank-{rank:05}.bin"
+        self.object_name = object_name(rank)
         self.most_bytes = 0
         """Of any rank's object; known on the coordinator."""
         self._buffer = torch.empty(0, dtype=torch.uint8)
@@ -212,8 +212,8 @@ def _resolved(planner: SavePlanner, item: WriteItem) -> Tensor:
 def _copy(tensors: list[Tensor], placed: list[_Placed]) -> None:
     for tensor, (_, _, view) in zip(tensors, placed, strict=True):
         view.copy_(tensor, non_blocking=True)
-    if any(tensor.is_cuda for tensor in tensors):
-        torch.cuda.current_stream().synchronize()
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _view(buffer: Tensor, start: int, stored: StoredTensor) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -53,8 +53,8 @@ class StoredObject(_Frozen):
     name: str
     size: int
     """Bytes."""
-    part_bytes: int
-    """Of each part but the last, which may be shorter."""
+    part_bytes: Annotated[int, Field(gt=0, multiple_of=64)]
+    """Of each part but the last, which may be shorter; a multiple of 64, as a tensor's first byte is."""
     crc64nvme: str
     """Of the whole object, as S3 has it too; 16 hex digits."""
     parts: tuple[Part, ...]
@@ -103,6 +103,27 @@ class Report(_Frozen):
     objects: tuple[StoredObject, ...]
     tensors: tuple[StoredTensor, ...]
     verified: Literal["by the server", "read back"]
+    signature: str = ""
+    """Ed25519, over all of it and whose it is; empty where no key was given."""
+
+    def signed(self, folder: str, rank: int) -> Self:
+        """It, signed as this rank's report in this folder where there is a key."""
+        key = key_file()
+        return self if key is None else self.model_copy(update={"signature": sign(self._signed(folder, rank), key)})
+
+    def check(self, folder: str, rank: int) -> None:
+        """Refuse what is not this rank's.
+
+        Raises:
+            CheckpointError: when it names another's object, or there is a key and it is not signed by it.
+        """
+        mine = object_name(rank)
+        if {stored.name for stored in self.objects} - {mine} or {one.object_name for one in self.tensors} - {mine}:
+            raise CheckpointError(f"the report of rank {rank} in {folder} tells of another rank's object")
+        require_signature(self._signed(folder, rank), self.signature, f"the report of rank {rank} in {folder}")
+
+    def _signed(self, folder: str, rank: int) -> dict[str, Any]:
+        return {"folder": folder, "rank": rank} | self.model_dump(mode="json", exclude={"signature"})
 
 
 class Manifest(_Frozen):
@@ -128,6 +149,8 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _has_what_it_names(self) -> Self:
         sizes = {stored.name: stored.size for stored in self.objects}
+        if len(sizes) < len(self.objects) or len({(one.name, one.offset) for one in self.tensors}) < len(self.tensors):
+            raise ValueError("an object or a chunk is there twice")
         for stored in self.tensors:
             if stored.length and not 0 <= stored.start <= sizes.get(stored.object_name, -1) - stored.length:
                 raise ValueError(f"{stored.name} is not in {stored.object_name}")
@@ -176,7 +199,7 @@ class Marker(_Frozen):
     verified: Literal["by the server", "read back"]
     """Who compared the stored bytes with their checksums before the commit."""
     signature: str = ""
-    """Ed25519, over the manifest's SHA-256 and whose it is; empty where no key was given."""
+    """Ed25519, over all the rest; empty where no key was given."""
 
     @classmethod
     def of(cls, manifest: Manifest, data: bytes, folder: str, verified: Literal["by the server", "read back"]) -> Self:
@@ -198,12 +221,7 @@ class Marker(_Frozen):
 
     @property
     def _signed(self) -> dict[str, Any]:
-        return {
-            "checkpoint": self.manifest_sha256,
-            "run_id": self.run_id,
-            "attempt": self.attempt,
-            "step": self.step,
-        }
+        return self.model_dump(mode="json", exclude={"signature"})
 
     def check_signature(self, uri: str) -> None:
         """Refuse a checkpoint that is not signed by the key that `CONVERGATE_CHECKPOINT_KEY` names, if it names one.
@@ -211,15 +229,29 @@ class Marker(_Frozen):
         Raises:
             CheckpointError: when it is not signed, or by another key, or was changed.
         """
-        key = key_file()
-        if key is None:
-            return
-        if not self.signature:
-            raise CheckpointError(f"{uri} is not signed, and {KEY_VARIABLE} is set → it is not loaded")
-        try:
-            verify(self._signed, self.signature, key)
-        except SignatureError as error:
-            raise CheckpointError(f"{uri}: {error}") from error
+        require_signature(self._signed, self.signature, uri)
+
+
+def require_signature(value: dict[str, Any], signature: str, what: str) -> None:
+    """Refuse what is not signed by the key that `CONVERGATE_CHECKPOINT_KEY` names, if it names one.
+
+    Raises:
+        CheckpointError: when it is not signed, or by another key, or was changed.
+    """
+    key = key_file()
+    if key is None:
+        return
+    if not signature:
+        raise CheckpointError(f"{what} is not signed, and {KEY_VARIABLE} is set → it is not loaded")
+    try:
+        verify(value, signature, key)
+    except SignatureError as error:
+        raise CheckpointError(f"{what}: {error}") from error
+
+
+def object_name(rank: int) -> str:
+    """Of the object that a rank writes."""
+    return f"rank-{rank:05}.bin"
 
 
 def document_digest(data: bytes) -> str:

@@ -8,7 +8,7 @@ from ..storage import S3Location
 
 _NAME = re.compile(r"attempt-(\d{3})-step-(\d{9})$")
 LARGEST_ATTEMPT, _LARGEST_STEP = 999, 999_999_999
-COMMITS, TOMBSTONES = "commits", "tombstones"
+ATTEMPTS, COMMITS, TOMBSTONES = "attempts", "commits", "tombstones"
 """Folders in a run's."""
 FOLDER = re.compile(r"(attempt-\d{3}-step-\d{9})-[0-9a-f]{8}$")
 """Name of a checkpoint's folder: its own, and a nonce."""

@@ -4,7 +4,8 @@ One save is in flight at most. The thread of each rank uploads, then reports; ra
 the manifest, and with the marker commits. There is no collective in the threads: they meet on S3 alone.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 ROUND_SECONDS = 20.0
 """So long a rank waits for its own upload before all ask each other again: far less than a collective's timeout."""
 REPORT_SECONDS = 120.0
@@ -101,7 +103,7 @@ class Saver:
             False where it was left out; the same on every rank.
 
         Raises:
-            CheckpointError: when an earlier save failed, or a value is no tensor.
+            CheckpointError: when an earlier save failed, on every rank; or when a value is no tensor.
         """
         nonce = self._agree_to_begin(tensors, skip_if_busy)
         if nonce is None:
@@ -144,7 +146,8 @@ class Saver:
         """Raise what ended a save in the thread; costs nothing else.
 
         Raises:
-            CheckpointError: when a save failed; nothing of it was published.
+            CheckpointError: when a save failed. Nothing of it counts; unless only the answer to its very last
+                request is missing: then it may be there, and whole.
         """
         if self._in_flight is not None and self._in_flight.done():
             done, self._in_flight = self._in_flight, None
@@ -154,14 +157,10 @@ class Saver:
         """Wait until no rank's save is in flight; a collective. What was begun is committed then.
 
         Raises:
-            CheckpointError: when this rank's failed.
+            CheckpointError: when one failed, on every rank.
         """
-        while True:
-            self.check()
-            if not any(self._gather(self.busy)):
-                break
+        while self._any_busy(self._gather((self.busy, self._problem(), None))):
             self._wait()
-        self.check()
 
     def close(self) -> None:
         """Wait for the save in flight and end the thread.
@@ -175,19 +174,26 @@ class Saver:
     def _agree_to_begin(self, tensors: Mapping[str, "Tensor"], skip_if_busy: bool) -> str | None:
         """Until no rank is busy: what names the folder, the same on every rank; and whether to plan anew."""
         signature = _signature(tensors)
-        while True:
-            self.check()
-            mine = (self.busy, signature != self._signature, token_hex(4))
-            everyone = self._gather(mine)
-            if not any(busy for busy, _, _ in everyone):
-                break
+        mine = (signature != self._signature, token_hex(4))
+        while self._any_busy(everyone := self._gather((self.busy, self._problem(), mine))):
             if skip_if_busy:
                 return None
             self._wait()
-        self.check()
-        if any(changed for _, changed, _ in everyone):
+        if any(changed for _, _, (changed, _) in everyone):
             self._signature = None
-        return everyone[0][2]
+        return everyone[0][2][1]
+
+    def _problem(self) -> str:
+        """What ended this rank's save, if it did."""
+        failed = self._in_flight.exception() if self._in_flight is not None and self._in_flight.done() else None
+        return "" if failed is None else str(failed) or repr(failed)
+
+    def _any_busy(self, everyone: Sequence[tuple[bool, str, Any]]) -> bool:
+        """Whether a rank's save is in flight; where one failed, every rank raises: none waits for another in vain."""
+        if any(problem for _, problem, _ in everyone):
+            self.check()
+            raise CheckpointError(next(problem for _, problem, _ in everyone if problem))
+        return any(busy for busy, _, _ in everyone)
 
     def _wait(self) -> None:
         if self._in_flight is not None:
@@ -224,11 +230,14 @@ class Saver:
             else:
                 write_report(one.folder, self._rank, report)
         except ConvergateError as error:
-            raise CheckpointError(f"{one.ref.uri} is not committed: rank {self._rank}: {error}") from error
+            raise CheckpointError(f"saving {one.ref.uri} failed: rank {self._rank}: {error}") from error
         self.longest_seconds = max(self.longest_seconds, monotonic() - one.started)
         if self._rank == 0:
             self.committed = one.ref
-            one.after_commit(one.ref)
+            try:
+                one.after_commit(one.ref)
+            except Exception as error:
+                _log.warning("%s is committed; what was to follow failed: %s", one.ref.uri, error)
 
     def _upload(self, one: _Save) -> Report:
         staged = self._writer.staged

@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 
 from ..errors import UserError
 from ..storage import ObjectExistsError, S3Location, S3Store
 from .manifest import CheckpointError
 from .reading import read_marker
-from .refs import COMMITS, LARGEST_ATTEMPT, TOMBSTONES, CheckpointRef, Tombstone
+from .refs import ATTEMPTS, COMMITS, LARGEST_ATTEMPT, TOMBSTONES, CheckpointRef, Tombstone
 
 _log = logging.getLogger(__name__)
+FIRST_PAGE = 10
+"""Markers in the first request of a listing."""
 
 
 class CheckpointStore:
@@ -24,11 +27,16 @@ class CheckpointStore:
         self._store = S3Store()
 
     def committed(self) -> Iterator[CheckpointRef]:
-        """Every committed checkpoint, newest first: also those that a tombstone covers. One request a thousand."""
-        for entry in self._store.entries(self.root / COMMITS):
-            ref = CheckpointRef.of_marker(entry.location)
-            if ref is not None:
-                yield ref
+        """Every committed checkpoint, newest first: also those that a tombstone covers.
+
+        Mostly the first few are asked for: they are one small request, and the others one a thousand.
+        """
+        place = self.root / COMMITS
+        first = list(self._store.entries(place, FIRST_PAGE))
+        last = first[-1].location.key if first else ""
+        rest = self._store.entries(place) if len(first) == FIRST_PAGE else ()
+        entries = chain(first, (entry for entry in rest if entry.location.key > last))
+        yield from filter(None, (CheckpointRef.of_marker(entry.location) for entry in entries))
 
     def live(self, oldest_attempt: int = 1) -> Iterator[CheckpointRef]:
         """The committed checkpoints that a run may go on from, newest first; what they hold is not looked at.
@@ -73,12 +81,19 @@ class CheckpointStore:
             dist.broadcast_object_list(number)
         return number[0]
 
-    def _claim(self, step: int) -> int:
-        seen = [tombstone.attempt for tombstone in self.tombstones()]
+    def newest_attempt(self) -> int:
+        """The largest number of an attempt that is known here; 0 where there is none."""
         newest = next(self.committed(), None)
-        for attempt in range(1 + max([*seen, newest.attempt if newest else 0]), LARGEST_ATTEMPT + 1):
+        claimed = (CheckpointRef.parse(str(entry.location)) for entry in self._store.entries(self.root / ATTEMPTS))
+        given_up = [tombstone.attempt for tombstone in self.tombstones()]
+        return max([0, *given_up, *(ref.attempt for ref in (newest, *claimed) if ref is not None)])
+
+    def _claim(self, step: int) -> int:
+        for attempt in range(self.newest_attempt() + 1, LARGEST_ATTEMPT + 1):
             with suppress(ObjectExistsError):
-                self._store.create(self._tombstone(attempt, step), b"")
+                # The claim is the number alone: of two that begin at once, from whatever steps, one gets it.
+                self._store.create(self.root / ATTEMPTS / CheckpointRef(attempt, 0, self.root).name, b"")
+                self.give_up(attempt, step)
                 return attempt
         raise UserError(f"{self.root} has had {LARGEST_ATTEMPT} attempts → another run_id")
 

@@ -6,18 +6,18 @@ SHA-256 is what somebody who wants to deceive cannot match.
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from secrets import token_hex
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .answers import is_refused_checksum, translated
 from .client import endpoint_url, stream_client
 from .errors import S3Error
 from .s3 import S3Location, S3Store
 
-_answers: dict[str | None, bool] = {}
-"""What `server_compares` found, by endpoint."""
+_answers: dict[tuple[str | None, bool], bool] = {}
+"""What `server_compares` found, by endpoint and way of sending."""
 
 
 class Part(NamedTuple):
@@ -55,35 +55,55 @@ def for_header(crc64nvme_hex: str) -> str:
     return base64.b64encode(bytes.fromhex(crc64nvme_hex)).decode()
 
 
-def server_compares(location: S3Location) -> bool:
-    """Whether the endpoint refuses bytes that do not match their checksum; asked once a process.
+def server_compares(location: S3Location, *, in_parts: bool) -> bool:
+    """Whether the endpoint refuses bytes that do not match their checksum; asked once a process and way of sending.
 
-    A few bytes with a wrong checksum are sent, beside `location` under a name that nobody else uses, and deleted where
-    they are taken.
+    A few bytes with a wrong checksum are sent, as an object or as a part of one, beside `location` under a name that
+    nobody else uses, and deleted where they are taken.
 
     Raises:
         S3Error: when S3 fails.
     """
-    endpoint = endpoint_url()
-    if endpoint not in _answers:
+    asked = endpoint_url(), in_parts
+    if asked not in _answers:
+        probe = location.parent / f"checksum-probe-{token_hex(8)}"
         with translated(location, "upload"):
-            _answers[endpoint] = _refuses_a_wrong_checksum(location)
-    return _answers[endpoint]
+            _answers[asked] = (_refuses_as_a_part if in_parts else _refuses_as_an_object)(probe)
+    return _answers[asked]
 
 
-def _refuses_a_wrong_checksum(location: S3Location) -> bool:
+_DATA = b"not what the checksum says"
+
+
+def _refuses_as_an_object(probe: S3Location) -> bool:
+    if _refuses(stream_client().put_object, Bucket=probe.bucket, Key=probe.key):
+        return True
+    # Who may write and not delete keeps these few bytes.
+    with suppress(S3Error):
+        S3Store().delete(probe)
+    return False
+
+
+def _refuses_as_a_part(probe: S3Location) -> bool:
+    client: Any = stream_client()
+    where = {"Bucket": probe.bucket, "Key": probe.key}
+    begun = client.create_multipart_upload(**where, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT")
+    where["UploadId"] = begun["UploadId"]
+    try:
+        return _refuses(client.upload_part, **where, PartNumber=1)
+    finally:
+        with suppress(S3Error), translated(probe, "abort the upload of"):
+            client.abort_multipart_upload(**where)
+
+
+def _refuses(send: Callable[..., object], **where: Any) -> bool:
     from botocore.exceptions import ClientError
 
-    probe = S3Location(location.bucket, location.key.rpartition("/")[0]) / f"checksum-probe-{token_hex(8)}"
-    data = b"not what the checksum says"
-    wrong = for_header(f"{crc64nvme(data) ^ 1:016x}")
+    wrong = for_header(f"{crc64nvme(_DATA) ^ 1:016x}")
     try:
-        stream_client().put_object(Bucket=probe.bucket, Key=probe.key, Body=data, ChecksumCRC64NVME=wrong)
+        send(**where, Body=_DATA, ChecksumCRC64NVME=wrong)
     except ClientError as error:
         if is_refused_checksum(error):
             return True
         raise
-    # Who may write and not delete keeps these few bytes.
-    with suppress(S3Error):
-        S3Store().delete(probe)
     return False

@@ -11,7 +11,6 @@ The endpoint is `S3_ENDPOINT_URL`, else boto3's own `AWS_ENDPOINT_URL_S3` and `A
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ class _Options:
         if encryption_key and encryption != "aws:kms":
             raise UserError("CONVERGATE_S3_SSE_KMS_KEY_ID is set without its encryption → CONVERGATE_S3_SSE=aws:kms")
         return cls(
-            endpoint=endpoint_url(),
+            endpoint=_without_user(endpoint_url()),
             access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
             profile=os.environ.get("AWS_PROFILE"),
             encryption=encryption,
@@ -85,14 +84,23 @@ def stream_client() -> "S3Client":
     return _only_one_at_a_time(_Options.from_environment(), streams=True)
 
 
+def _without_user(endpoint: str | None) -> str | None:
+    """The endpoint; nothing of it may be a secret, for it is in messages."""
+    if endpoint is not None and "@" in endpoint:
+        raise UserError(
+            "the S3 endpoint holds a user or a password → leave them out; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+        )
+    return endpoint
+
+
 def endpoint_url() -> str | None:
     """The configured endpoint, or None for AWS itself."""
     return next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), None)
 
 
 def shown_endpoint() -> str:
-    """The endpoint for a message: a user and password in it are left out."""
-    return re.sub(r"[^/@]*@", "", endpoint_url() or "AWS S3")
+    """The endpoint for a message."""
+    return endpoint_url() or "AWS S3"
 
 
 def _chosen(name: str, values: tuple[str, ...]) -> str | None:

@@ -74,13 +74,14 @@ def upload(location: S3Location, data: memoryview, *, sealed: bool = False, pace
         DamagedError: when other bytes are read back.
     """
     data = data.cast("B")
-    size, part_bytes = len(data), max(PART_BYTES, -(-len(data) // MAX_PARTS))
+    size = len(data)
+    part_bytes = max(1, -(-size // (MAX_PARTS * PART_BYTES))) * PART_BYTES
     pieces = [
         _Piece(number, start, data[start : start + part_bytes])
         for number, start in enumerate(range(0, size or 1, part_bytes), start=1)
     ]
     with Transfer(f"upload {location}", size, pace) as transfer:
-        compares = server_compares(location)
+        compares = server_compares(location, in_parts=len(pieces) > 1)
 
         def once() -> tuple[list[Part], bool]:
             parts, answered = _put_in_parts(transfer, location, pieces, sealed)

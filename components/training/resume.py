@@ -15,7 +15,7 @@ from .optimizer import prepare_state
 from .progress import Progress
 from .random_state import RandomState
 from .result import Event
-from .saving import OPTIMIZER_PREFIX, RNG_PREFIX
+from .saving import OPTIMIZER_PREFIX, RNG_PREFIX, save, wait_until_saved
 from .session import Session
 
 
@@ -30,10 +30,12 @@ def resume(session: Session) -> tuple[Progress, list[Event]]:
         S3Error: when S3 fails; that is never taken for 'no checkpoint'.
     """
     seen, given = Progress(), session.job.resume_from
-    progress = go_back(session, seen)
-    first_step = session.step
+    progress, first_step = go_back(session, seen), session.step
     if progress is None and given is not None:
         progress = _adopt(session, given, *_load(session, given))
+        # Whole and this attempt's own, before what the run had is given up.
+        save(session, progress)
+        wait_until_saved(session)
     if session.rank == 0:
         session.checkpoints.give_up(session.attempt, first_step)
     if progress is None:

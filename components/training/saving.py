@@ -1,5 +1,6 @@
 """Saving: a copy of the state while the training waits, its upload while it goes on, and retention after the commit."""
 
+from time import perf_counter
 from typing import Any
 
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from .progress import Progress
 from .random_state import RandomState
 from .session import Session
 
+TOLD_SECONDS = 2.0
+"""A save that holds the training up for longer, because the one before is still on its way, says so."""
 OPTIMIZER_PREFIX = "optim."
 RNG_PREFIX = "rng."
 
@@ -43,6 +46,7 @@ def save(session: Session, progress: Progress, *, may_skip: bool = False, sealed
     skip_if_busy = may_skip and session.config.checkpoint.when_busy == "skip"
     if not skip_if_busy:
         session.throttle.lift()
+    started = perf_counter()
     begun = session.saver.begin(
         _tensors(session),
         attempt=session.attempt,
@@ -56,6 +60,9 @@ def save(session: Session, progress: Progress, *, may_skip: bool = False, sealed
         before_report=session.trace.hand_over(),
         after_commit=lambda _: _retain(session),
     )
+    waited = perf_counter() - started
+    if session.rank == 0 and waited > TOLD_SECONDS:
+        print(f"step {session.step} waited {waited:.0f} s for the checkpoint before", flush=True)  # noqa: T201 - the log
     if not begun:
         detail = "no checkpoint of this step: the one before was not written yet"
         session.note(progress, Detection(session.step, "save_skipped", detail))

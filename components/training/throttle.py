@@ -5,14 +5,14 @@ halved, at once; while they don't, it rises again, slowly. What one upload led t
 """
 
 from collections import deque
-from statistics import median
+from statistics import fmean
 
 from ..storage.streams import Pace
 
 SLOWER = 1.05
 """A step beside an upload may take so many times its usual time."""
 USUAL_STEPS = 128
-"""The last steps without an upload, whose median is what a step usually takes."""
+"""The last steps without an upload, whose mean is what a step usually takes."""
 WINDOW_STEPS, WINDOW_SECONDS = 4, 0.2
 """The rate is looked at after so many steps, and not sooner than that."""
 RISE = 1.1
@@ -38,7 +38,7 @@ class Throttle:
     def start(self, num_bytes: int, num_steps: int) -> None:
         """An upload of `num_bytes` begins, and the next one in `num_steps` steps."""
         if self._usual:
-            self._usual_seconds = median(self._usual)
+            self._usual_seconds = fmean(self._usual)
         self._floor = max(SLOWEST, num_bytes / (SHARE * num_steps * self._usual_seconds))
         self._pace.rate = max(self._rate, self._floor)
         self._begin_window()
@@ -60,7 +60,7 @@ class Throttle:
         """At the end of a window: halve the rate, or let it rise."""
         seen = (self._pace.taken - self._taken) / sum(self._beside)
         if seen > 0:  # else all is sent, and other ranks are waited for
-            if median(self._beside) > SLOWER * self._usual_seconds:
+            if fmean(self._beside) > SLOWER * self._usual_seconds:
                 self._rate = max(self._floor, min(self._pace.rate, seen) / 2)
             else:
                 self._rate = self._pace.rate * RISE

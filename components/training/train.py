@@ -8,6 +8,7 @@ from ..config import RunConfig
 from ..config.plan import RunPlan
 from ..errors import ExitCode, UserError
 from ..storage import RunStore, S3Location
+from .attempts import last_attempt
 from .job import Job
 from .launch import InterruptedRunError, LaunchError, launch
 from .result import Event, TrainingResult
@@ -54,7 +55,7 @@ def run_training(
         launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)
         result = run_store.get("training", TrainingResult)
     except LaunchError as error:
-        result = _failed(run_store, job, config, plan, error)
+        result = _failed(job, config, plan, error)
     except InterruptedRunError:
         saved = run_store.find("training", TrainingResult)
         if saved is not None and (earlier is None or saved.created != earlier.created):
@@ -86,15 +87,11 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore
         checkpoint_uri=config.checkpoint.uri,
         trace_uri=str(run_store.prefix / "trace"),
         result_uri=result_uri,
-        oldest_attempt=1 if resume == "auto" else _num_attempts(run_store, result_uri) + 1,
+        oldest_attempt=1 if resume == "auto" else last_attempt(result_uri) + 1,
         resume_from=None if resume in ("auto", "never") else resume,
         init_uri=plan.init_uri,
         init_digest=plan.init_digest,
     )
-
-
-def _num_attempts(run_store: RunStore, result_uri: str) -> int:
-    return sum(1 for _ in run_store.store.list(S3Location.parse(result_uri + ".attempts")))
 
 
 def _account(
@@ -112,7 +109,7 @@ def _account(
     return accounted
 
 
-def _failed(run_store: RunStore, job: Job, config: RunConfig, plan: RunPlan, error: LaunchError) -> TrainingResult:
+def _failed(job: Job, config: RunConfig, plan: RunPlan, error: LaunchError) -> TrainingResult:
     """The result of workers that could not agree on one."""
     reason = str(error)
     failures: dict[ExitCode, Literal["user", "outside"]] = {ExitCode.USAGE: "user", ExitCode.OUTSIDE: "outside"}
@@ -125,7 +122,7 @@ def _failed(run_store: RunStore, job: Job, config: RunConfig, plan: RunPlan, err
         failure=failures.get(error.exit_code, ""),
         training_digest=plan.training_digest,
         seed=plan.seed,
-        attempts=max(1, _num_attempts(run_store, job.result_uri)),
+        attempts=max(1, last_attempt(job.result_uri)),
         final_step=0,
         total_steps=plan.total_steps or 0,
         train_loss=float("nan"),

@@ -25,7 +25,7 @@ def test_quick_measures_everything_beside_its_peers(tmp_path: Path) -> None:
         assert one["ours"]["median"] > 0 or name.endswith("of the server"), name
     assert found["saves, 8 MiB"]["peers"].keys() == {"s3torchconnector", "boto3 CRT", "torch.save"}
     assert found["restores, 8 MiB"]["peers"].keys() == found["saves, 8 MiB"]["peers"].keys()
-    assert found["saves on rclone, 8 MiB"]["peers"].keys() == {"torch.save"}
+    assert found["saves on rclone, 4 MiB"]["peers"].keys() == {"torch.save"}
     judged = [name for name, one in found.items() if one["met"] is not None]
     for beginning in (
         "stall, 4 MiB",

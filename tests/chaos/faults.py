@@ -87,6 +87,7 @@ def damaged(story: Story, damage: Damage) -> None:
     with story.scene.direct():
         damage(story, story.newest)
     story.go_on(damaged=(story.newest,))
+    story.hold(any("damaged" in line for line in story.log), "the damage is no warning")
     story.hold(not canary(story).exists(), "a pickle was loaded")
 
 
@@ -163,6 +164,7 @@ def drawn(story: Story, kind: Kind, lines: list[str], happens: Happens = _nothin
 def judge_fault(story: Story, fault: Fault, done: bool) -> None:
     """What has to follow from one fault."""
     story.hold(fault.met > 0, f"no request was like {fault.requests}")
+    story.garbled = fault.kind is Kind.CORRUPT_UPLOAD and not done
     if fault.times == 1 and fault.kind in RETRIED:
         story.hold(done, f"one {fault.kind} at {fault.requests} ended it: {story.last}")
     if fault.kind is Kind.DENIED and not done:

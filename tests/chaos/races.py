@@ -1,5 +1,6 @@
 """What goes wrong between processes: two that write at once, one of an older attempt, two ranks of which one dies."""
 
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ STOPS = {
     "retention, between objects": (r"^DELETE \S+/rank-0000", Kind.AFTER),
 }
 """Where a rank is killed: at the first such request of the second save, instead of it or after it."""
+_BEFORE_THE_COMMIT = r"^((GET|PUT|POST|HEAD) \S+/(rank-00000\.bin|manifest\.json)|(HEAD|PUT) \S+/commits/)"
 TOGETHER = [f"^PUT {_OBJECT}", f"^PUT {_REPORT}", f"^GET {_REPORT}", f"^PUT {_MANIFEST}", f"^PUT {_MARKER}"]
 """Where faults meet two ranks that save together."""
 
@@ -36,7 +38,7 @@ def two_writers(story: Story, saves: int) -> None:
     """Of two processes with the same attempt number one waits, at any request, while the other saves."""
     first = story.writer(keep_last=1)
     second = story.writer(first.attempt, keep_last=1)
-    with _held(story, first):
+    with _held(story, first, r"."):
         for number in range(saves):
             story.save(second, 30 + number * INTERVAL)
     story.go_on()
@@ -45,7 +47,7 @@ def two_writers(story: Story, saves: int) -> None:
 def zombie(story: Story, saves: int) -> None:
     """A process of an older attempt commits after a newer one has begun, and has saved so many times."""
     old = story.writer(keep_last=1)
-    with _held(story, old):
+    with _held(story, old, _BEFORE_THE_COMMIT):
         new = story.next_attempt(keep_last=1)
         for number in range(1, saves + 1):
             story.save(new, 20 + number * INTERVAL)
@@ -57,9 +59,10 @@ def zombie(story: Story, saves: int) -> None:
 
 
 @contextmanager
-def _held(story: Story, writer: Writer) -> Iterator[None]:
-    """A process whose third save waits at any of its requests while this block runs, and goes on afterwards."""
-    fault = drawn(story, Kind.BEFORE, requests_of_a_save(story, writer))
+def _held(story: Story, writer: Writer, requests: str) -> Iterator[None]:
+    """A process whose third save waits at any of these requests while this block runs, and goes on afterwards."""
+    lines = [line for line in requests_of_a_save(story, writer) if re.search(requests, line)]
+    fault = drawn(story, Kind.BEFORE, lines)
     arrived, released = threading.Event(), threading.Event()
     fault.happens = lambda: (arrived.set(), released.wait(SECONDS))
     with patient(), story.proxy.injecting(fault):

@@ -111,6 +111,8 @@ class Story:
         self.errors: list[str] = []
         self.log: list[str] = []
         self.problems: list[str] = []
+        self.garbled = False
+        """A save was not reported done since what it wrote comes back otherwise, the marker perhaps."""
         with scene.direct():
             S3Store().ensure_bucket(S3Location(name))
 
@@ -157,7 +159,7 @@ class Story:
         for step in steps:
             assert self.save(writer, step), f"step {step} cannot be saved: {self.last}"
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Leave no thread behind."""
         for writer in self._writers:
             with self.heard():
@@ -216,7 +218,8 @@ class Story:
             tensors, _ = restore(ref.uri)
         except CheckpointError as error:
             self.errors.append(str(error))
-            self.hold(is_damaged, f"{ref.name} is committed, and cannot be restored: {error}")
+            is_garbled = self.garbled and ref not in self.reported
+            self.hold(is_damaged or is_garbled, f"{ref.name} is committed, and cannot be restored: {error}")
         else:
             self.hold(not is_damaged, f"{ref.name} was damaged, and is loaded")
             self.hold(is_exact(tensors, ref.step, self.num_bytes), f"{ref.name} is not what was saved")

@@ -7,6 +7,7 @@ not hold, with the command that repeats that trial alone.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import multiprocessing
@@ -72,10 +73,10 @@ class Stage:
         started = monotonic()
         with story.scene.proxied():
             try:
-                case.play(story)
+                with contextlib.closing(story):
+                    case.play(story)
             except Exception:  # whatever it is, the trial has not survived
                 story.problems.append(traceback.format_exc())
-            story.end()
         outcome.seconds, outcome.problems = monotonic() - started, story.problems
         faulthandler.cancel_dump_traceback_later()
         if outcome.seconds > SECONDS:

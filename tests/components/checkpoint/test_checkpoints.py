@@ -1,5 +1,6 @@
 """A loop of one's own, with its checkpoints on a real S3 server."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from convergate.components.checkpoint.store import CheckpointStore
 from convergate.components.errors import UserError
 from convergate.components.storage import S3Store
 from torch import nn
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,6 +39,11 @@ class Loop:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
+
+    def with_model(self, model: nn.Module) -> "Loop":
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return self
 
     def same_as(self, other: "Loop") -> bool:
         pairs = zip(self.model.state_dict().values(), other.model.state_dict().values(), strict=True)
@@ -89,13 +96,86 @@ def test_what_is_used_wrongly_is_said(s3: str) -> None:
     loop.scheduler = LambdaLR(loop.optimizer, lambda step: 1.0)
     unnamed = Checkpoints(s3, "mine", loop.model, loop.optimizer, odd=_Odd())
     unnamed.restore()
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="holds a object, which has no JSON form"):
         unnamed.save(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda loop: Loop(width=9), r"model\.0\.bias is float32 \[8\] in it and float32 \[9\] here"),
+        (lambda loop: loop.with_model(loop.model[:2]), r"model\.2\.bias is float32 \[1\] in it and missing here"),
+        (lambda loop: loop.with_model(loop.model.bfloat16()), r"float32 \[8\] in it and bfloat16 \[8\] here"),
+    ],
+)
+def test_another_model_is_refused_and_stays_as_it_was(s3: str, change: Any, told: str) -> None:
     run(s3, 5)
-    with pytest.raises(UserError, match=r"\[8, 10\], \[9, 10\] is wanted"):
-        Loop(width=9).checkpoints(s3).restore()
-    with pytest.raises(UserError, match="no state of odd"):
-        Loop().checkpoints(s3, odd=_Odd()).restore()
+    loop = change(Loop())
+    before = [tensor.clone() for tensor in loop.model.state_dict().values()]
+    with pytest.raises(UserError, match=told):
+        loop.checkpoints(s3).restore()
+    assert all(torch.equal(*pair) for pair in zip(before, loop.model.state_dict().values(), strict=True))
+
+
+def test_other_states_are_refused_before_the_model_changes(s3: str) -> None:
+    run(s3, 5)
+    loop = Loop()
+    before = loop.model[0].weight.clone()
+    with pytest.raises(UserError, match="both have a state of odd"):
+        loop.checkpoints(s3, odd=_Odd()).restore()
+    assert torch.equal(before, loop.model[0].weight)
+
+
+def test_an_error_in_the_loop_is_the_one_that_is_raised(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop() -> None:
+        with Loop().checkpoints(s3) as checkpoints:
+            checkpoints.restore()
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+            checkpoints.save(5)
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        loop()
+    assert "permission denied" in caught.value.__notes__[0]
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "MultiStepLR": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [3, 5, 5]),
+    "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, 3),
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20),
+    "CosineAnnealingWarmRestarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 3),
+    "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)], [4]
+    ),
+    "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize("saved_at", [0, 4])
+def test_every_scheduler_goes_on(s3: str, kind: str, saved_at: int) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+        return model, optimizer, SCHEDULERS[kind](optimizer)
+
+    def rates(optimizer: torch.optim.Optimizer, scheduler: Any, steps: range) -> list[float]:
+        found = []
+        for _ in steps:
+            optimizer.step()
+            scheduler.step(*[1.0] * (kind == "ReduceLROnPlateau"))
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    model, optimizer, scheduler = make()
+    with Checkpoints(s3, "mine", model, optimizer, scheduler=scheduler) as checkpoints:
+        checkpoints.restore()
+        rates(optimizer, scheduler, range(saved_at))
+        checkpoints.save(saved_at)
+    expected = rates(optimizer, scheduler, range(saved_at, 10))
+    model, optimizer, scheduler = make()
+    assert Checkpoints(s3, "mine", model, optimizer, scheduler=scheduler).restore() == saved_at
+    assert rates(optimizer, scheduler, range(saved_at, 10)) == expected
 
 
 class _Odd:

@@ -16,7 +16,7 @@ from convergate.components.checkpoint.reading import read_manifest, read_marker,
 from convergate.components.checkpoint.saver import Saver
 from convergate.components.config.signature import generate_key
 from convergate.components.errors import UserError
-from convergate.components.storage import S3Store
+from convergate.components.storage import S3Location, S3Store
 from cryptography.hazmat.primitives import serialization
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -114,7 +114,7 @@ def test_an_error_in_the_thread_surfaces_and_publishes_nothing(
     told = "permission denied" if fails == "upload" else "the trace cannot be written"
     while saving.busy:
         pass
-    with pytest.raises(CheckpointError, match=f"attempt-001-step-000000020 is not committed: rank 0: .*{told}"):
+    with pytest.raises(CheckpointError, match=f"attempt-001-step-000000020 failed: rank 0: .*{told}"):
         saving.check()
     saving.check()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key)
@@ -167,7 +167,7 @@ def test_a_signed_checkpoint_is_sealed_and_others_do_not_count(
     with pytest.raises(CheckpointError, match="signature does not match"):
         restore(signed.uri)
     monkeypatch.setenv(KEY_VARIABLE, str(mine))
-    forged = S3Store().read(signed.marker).replace(b'"run_id": "run"', b'"run_id": "ran"')
+    forged = S3Store().read(signed.marker).replace(b'"world_size": 1', b'"world_size": 2')
     S3Store().write(signed.marker, forged)
     with pytest.raises(CheckpointError, match="signature does not match"):
         read_marker(signed.uri)
@@ -240,6 +240,95 @@ def test_ranks_write_their_parts_and_any_other_number_of_them_reads(s3: str, tmp
     assert all(torch.equal(loaded[name], value) for name, value in _whole().items())
     assert [int(loaded[f"rng.{rank}"][0]) for rank in range(2)] == [0, 1]
     in_processes(3, tmp_path, _load_sharded, ref.uri)
+
+
+def _raises_everywhere(rank: int, root: str) -> None:
+    saving = Saver(CheckpointStore(root, "run"), rank, 2)
+
+    def fail() -> None:
+        if rank == 1:
+            raise CheckpointError("no trace")
+
+    def after(_: CheckpointRef) -> None:
+        raise AssertionError("a commit was made")
+
+    state = {"w": torch.ones(10), f"r{rank}": torch.ones(1)}
+    saving.begin(state, step=10, **FIXED, before_report=fail, after_commit=after)
+    with pytest.raises(CheckpointError, match="rank 1: no trace"):
+        saving.begin(state, step=20, **FIXED)
+    os._exit(0)
+
+
+def test_where_one_ranks_save_failed_no_rank_waits_for_it(s3: str, tmp_path: Path) -> None:
+    in_processes(2, tmp_path, _raises_everywhere, s3)
+    assert steps(s3) == []
+
+
+def test_what_follows_a_commit_does_not_undo_it(s3: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: CheckpointRef) -> None:
+        raise ValueError("no retention")
+
+    saving = saver(s3)
+    saving.begin({"w": torch.ones(1)}, step=10, **FIXED, after_commit=fail)
+    saving.close()
+    assert steps(s3) == [10]
+    assert "is committed; what was to follow failed: no retention" in caplog.text
+
+
+def test_what_was_collected_meanwhile_is_not_committed(s3: str) -> None:
+    store = S3Store()
+
+    def collect() -> None:
+        for location in list(store.list(CheckpointStore(s3, "run").root)):
+            store.delete(location)
+
+    saving = saver(s3)
+    saving.begin({"w": torch.ones(1)}, step=10, **FIXED, before_report=collect)
+    with pytest.raises(CheckpointError, match=r"rank-00000\.bin is not what was uploaded any more"):
+        saving.close()
+    assert steps(s3) == []
+
+
+def test_of_two_writers_on_a_server_without_conditions_the_first_stands(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looked before the first one's marker came."""
+    first = commit(s3, "run", {"w": torch.zeros(1)})
+    before = read_marker(first.uri)
+    exists = S3Store.exists
+    monkeypatch.setattr(S3Store, "exists", lambda self, location: exists(self, location) and location != first.marker)
+    put = S3Store._write_conditionally
+
+    def lost_race(self: S3Store, location: S3Location, *arguments: Any, **conditions: Any) -> None:
+        if location != first.marker:
+            put(self, location, *arguments, **conditions)
+
+    monkeypatch.setattr(S3Store, "_write_conditionally", lost_race)
+    with pytest.raises(CheckpointError, match="another writer's"):
+        commit(s3, "run", {"w": torch.ones(1)})
+    assert read_marker(first.uri) == before
+
+
+def _unsigned(rank: int, root: str) -> None:
+    saving = Saver(CheckpointStore(root, "run"), rank, 2)
+    if rank == 1:
+        del os.environ[KEY_VARIABLE]
+    saving.begin({f"r{rank}": torch.ones(1)}, step=10, **FIXED)
+    if rank == 1:
+        saving._thread.shutdown()
+        os._exit(0)
+    with pytest.raises(CheckpointError, match=r"the report of rank 1 in .* is not signed"):
+        saving.close()
+
+
+def test_a_report_that_is_not_signed_is_not_believed(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "mine.pem"
+    generate_key(key)
+    monkeypatch.setenv(KEY_VARIABLE, str(key))
+    processes = tmp_path / "processes"
+    processes.mkdir()
+    in_processes(2, processes, _unsigned, s3)
+    assert steps(s3) == []
 
 
 def _one_fails(rank: int, root: str) -> None:

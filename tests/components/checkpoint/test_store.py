@@ -19,7 +19,7 @@ from convergate.components.checkpoint import (
 )
 from convergate.components.checkpoint.reading import read_manifest, read_marker, restore, verify
 from convergate.components.errors import UserError
-from convergate.components.storage import S3Error, S3Location, S3Store
+from convergate.components.storage import S3Error, S3Location, S3Store, streams
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +81,21 @@ def test_another_models_tensors_are_named(s3: str, name: str, shape: tuple[int, 
         restore(save(s3).uri, into={name: torch.zeros(shape)})
 
 
+@pytest.mark.parametrize("kib", [900, 1300])
+def test_tensors_that_lie_across_parts_come_back(s3: str, monkeypatch: pytest.MonkeyPatch, kib: int) -> None:
+    """Also of an object of so many bytes that its parts have to be larger than usual."""
+    monkeypatch.setattr(streams, "PART_BYTES", 2**16)
+    monkeypatch.setattr(streams, "MAX_PARTS", 16)
+    generator = torch.Generator().manual_seed(1)
+    odd = {f"model.{n:02}": torch.randn(kib * 8 + n, generator=generator) for n in range(kib // 32)}
+    odd["model.bytes"] = torch.randint(0, 256, (12345,), generator=generator, dtype=torch.uint8)
+    ref = commit(s3, "run", odd)
+    stored = read_manifest(ref.uri)[0].objects[0]
+    assert len(stored.parts) <= 16
+    loaded, _ = restore(ref.uri)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in odd.items())
+
+
 @given(st.lists(st.tuples(st.integers(1, 999), st.integers(0, 999_999_999)), min_size=2, unique=True))
 def test_markers_sort_newest_first_and_name_their_checkpoint(generations: list[tuple[int, int]]) -> None:
     refs = [CheckpointRef(attempt, step, S3Location("b", "run")) for attempt, step in generations]
@@ -96,6 +111,15 @@ def test_the_newest_is_by_attempt_then_step(s3: str) -> None:
     assert positions(store.live()) == [(2, 30), (1, 200), (1, 10)]
     assert positions(store.live(oldest_attempt=2)) == [(2, 30)]
     assert positions(store.live(oldest_attempt=3)) == []
+
+
+@pytest.mark.parametrize("num", [9, 10, 11, 25])
+def test_a_listing_of_several_requests_has_each_once(s3: str, num: int) -> None:
+    store = CheckpointStore(s3, "run")
+    refs = [CheckpointRef(1, step, store.root) for step in range(num)]
+    for ref in refs:
+        S3Store().write(ref.marker, b"")
+    assert list(store.committed()) == refs[::-1]
 
 
 def test_what_a_later_attempt_left_behind_is_never_newest_again(s3: str) -> None:
@@ -123,6 +147,14 @@ def test_attempts_are_numbered_one_after_the_other(s3: str) -> None:
 def test_a_run_has_one_folder(run_id: str) -> None:
     with pytest.raises(UserError, match="no run id"):
         CheckpointStore("s3://bucket/checkpoints", run_id)
+
+
+def test_of_two_that_begin_at_once_each_gets_a_number(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whatever steps: both look before one of them writes."""
+    first, second = CheckpointStore(s3, "run"), CheckpointStore(s3, "run")
+    monkeypatch.setattr(second, "newest_attempt", lambda: 0)
+    assert [first.begin_attempt(200), second.begin_attempt(100)] == [1, 2]
+    assert first.newest_attempt() == 2
 
 
 def test_other_runs_are_not_seen(s3: str) -> None:
