@@ -29,6 +29,8 @@ from ..storage import S3Location
 from .manifest import CheckpointError, Manifest, StoredTensor, object_name
 from .parts import PartsBuffer, aligned
 
+_WHOLE = (Tensor, torch.nn.Parameter)
+
 
 def _done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
@@ -106,7 +108,9 @@ class S3Writer(StorageWriter):
         """Copy the state's new values over the old ones in the buffer."""
         planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         planner.set_up_planner(dict(tensors))
-        _copy([_resolved(planner, placed.item) for placed in self._placed], self._placed)
+        values = [(tensors[placed.item.index.fqn], placed.item) for placed in self._placed]
+        # A whole tensor is what DCP finds too, only later.
+        _copy([one if type(one) in _WHOLE else _resolved(planner, item) for one, item in values], self._placed)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, once every rank has staged."""
@@ -206,9 +210,10 @@ def _layout(items: Iterable[WriteItem], object_name: str) -> tuple[list[tuple[Wr
 def _resolved(planner: SavePlanner, item: WriteItem) -> Tensor:
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, Tensor)
-    return tensor.detach()
+    return tensor
 
 
+@torch.no_grad()
 def _copy(tensors: list[Tensor], placed: list[_Placed]) -> None:
     for tensor, (_, _, view) in zip(tensors, placed, strict=True):
         view.copy_(tensor, non_blocking=True)

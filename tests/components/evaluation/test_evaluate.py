@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from convergate.components.checkpoint import CheckpointError
+from convergate.components.checkpoint import CheckpointError, CheckpointRef
 from convergate.components.checkpoint.reading import read_manifest
 from convergate.components.config import RunConfig
 from convergate.components.config.models import TaskConfig
@@ -23,6 +23,7 @@ from convergate.components.storage import RunStore, S3Error, S3Location, S3NotFo
 from convergate.components.task.resnet import ResNet
 from convergate.components.training.result import TrainingResult
 
+from ...checkpoints import blob
 from ...checkpoints import commit as commit_checkpoint
 
 WIDTH = 4
@@ -253,13 +254,19 @@ def test_a_champion_of_another_architecture_is_measured_with_its_own_model(
 
 def damaged(root: str) -> Champion:
     champion = save(root, "champion", says(3))
-    S3Store().write(S3Location.parse(champion.uri) / "rank-00000.bin", b"garbage")
+    S3Store().write(blob_at(champion.uri), b"garbage")
     return champion
+
+
+def blob_at(uri: str) -> S3Location:
+    ref = CheckpointRef.parse(uri)
+    assert ref is not None
+    return blob(ref)
 
 
 def incomplete(root: str) -> Champion:
     champion = save(root, "champion", says(3))
-    S3Store().delete(S3Location.parse(champion.uri) / "rank-00000.bin")
+    S3Store().delete(blob_at(champion.uri))
     return champion
 
 
@@ -278,7 +285,7 @@ CHAMPIONS: dict[str, tuple[Callable[[str], Champion], str]] = {
     "gone": (lambda root: Champion(f"{root}/releases/none", "0" * 64), "manifest.json does not exist"),
     "no bucket": (lambda root: Champion("s3://no-such-bucket-here/x", "0" * 64), "no such bucket"),
     "changed": (lambda root: Champion(save(root, "champion", says(3)).uri, "0" * 64), "it was changed"),
-    "damaged": (damaged, "rank-00000.bin: 7 bytes do not match the manifest's size and SHA-256"),
+    "damaged": (damaged, "rank-00000.bin is shorter than it should be"),
     "incomplete": (incomplete, "rank-00000.bin does not exist"),
     "another model": (lambda root: save(root, "champion", says(3), width=8), "does not fit the task's model"),
     "not its task": (lambda root: of_task(root, digits_task(width=8)), "does not fit the task's model"),
@@ -309,7 +316,7 @@ def test_a_champion_that_cannot_be_measured_leaves_it_undecided(
 def test_s3_that_fails_while_the_champion_is_scored_is_no_verdict(config: MakeConfig, s3: str) -> None:
     """It raises, so that the step is tried again; here S3 refuses from the moment that the champion's task is made."""
     champion = of_task(s3, TaskConfig(factory="odd_tasks:Locking", params={"width": WIDTH}))
-    with pytest.raises(S3Error, match=r"cannot read s3://.*/champion/.*manifest\.json: permission denied") as caught:
+    with pytest.raises(S3Error, match=r"cannot read s3://.*/champion/commits/.*\.json: permission denied") as caught:
         evaluate(config(), says(3), champion)
     assert caught.value.exit_code == ExitCode.OUTSIDE
 
@@ -329,7 +336,7 @@ def test_a_candidate_that_is_gone_changed_or_of_another_model_is_an_outside_fail
     config: MakeConfig, s3: str
 ) -> None:
     saved, wider = save(s3, "run-1", says(3)), save(s3, "run-2", says(3), width=8)
-    S3Store().delete(S3Location.parse(saved.uri) / "rank-00000.bin")
+    S3Store().delete(blob_at(saved.uri))
     for candidate, kind, message in (
         (Champion(f"{s3}/none", saved.digest), S3NotFoundError, "manifest.json does not exist"),
         (Champion(saved.uri, "0" * 64), CheckpointError, "it was changed"),
