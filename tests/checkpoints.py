@@ -14,11 +14,11 @@ def commit(
     uri: str, run_id: str, tensors: Mapping[str, Tensor], attempt: int = 1, step: int = 10, **others: Any
 ) -> CheckpointRef:
     """Save and wait until it is committed."""
-    saver = Saver(CheckpointStore(uri, run_id))
+    store = CheckpointStore(uri, run_id)
+    saver = Saver(store)
     saver.begin(tensors, attempt=attempt, step=step, **{"training_digest": "", "state": {}, "metrics": {}} | others)
     saver.close()
-    assert saver.committed is not None
-    return saver.committed
+    return CheckpointRef(attempt, step, store.root)
 
 
 def folder(ref: CheckpointRef) -> S3Location:

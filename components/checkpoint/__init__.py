@@ -24,9 +24,9 @@ part, and whoever restores falls back to the checkpoint before where that fails.
 - `refs`: `CheckpointRef`, `Tombstone`; what is told by names alone.
 - `reading`: markers, manifests and tensors, verified; copies.
 - `store`: `CheckpointStore`: what a run has, what no longer counts, deletion.
-- `fallback`: the newest that is whole, on every rank.
+- `fallback`: the newest that is whole, on every rank; `ranks`: what they tell each other.
 - `retention`: what is kept, and what is collected.
-- `checkpoints`: `Checkpoints`, all of it for a loop of one's own.
+- `checkpoints`: `Checkpoints`, all of it for a loop of one's own; `json_values`: states that JSON has not.
 """
 
 from .manifest import CheckpointError, Manifest

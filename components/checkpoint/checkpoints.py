@@ -21,7 +21,7 @@ from ..errors import UserError
 from .fallback import restore_newest
 from .json_values import decode, encode
 from .manifest import CheckpointError, Manifest
-from .reading import MODEL_PREFIX, read_manifest, restore
+from .reading import MODEL_PREFIX, fill, open_checkpoint
 from .refs import CheckpointRef
 from .retention import Retention, retain
 from .saver import Saver
@@ -144,9 +144,10 @@ class Checkpoints:
 
     def _load(self, ref: CheckpointRef) -> None:
         tensors, _ = self._state()
-        manifest, digest = read_manifest(ref.uri)
+        found = open_checkpoint(ref.uri)
+        manifest = found.manifest
         self._require_same(manifest, ref, tensors)
-        restore(ref.uri, digest, into=tensors)
+        fill(found, tensors)
         set_state_dict(
             self._model,
             self._optimizers,

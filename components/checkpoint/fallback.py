@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
-
-import torch.distributed as dist
+from functools import partial
+from typing import TypeVar, cast
 
 from .manifest import CheckpointError
+from .ranks import everyones, from_rank_0, outcome, raise_any
 from .refs import CheckpointRef
 from .store import CheckpointStore
 
@@ -36,42 +36,21 @@ def restore_newest(
 
     Raises:
         CheckpointError: when there are some, and all are damaged.
-        S3Error: when S3 fails; that is never taken for damage, or for 'no checkpoint'.
+        S3Error: when S3 fails, on any rank; that is never taken for damage, or for 'no checkpoint'.
+        ConvergateError: anything else that `load` raises, on any rank.
     """
     refs = filter(wanted, store.live(oldest_attempt))
     num_damaged = 0
-    while (ref := _from_rank_0(lambda: next(refs, None))) is not None:
-        loaded, problem = _try(load, ref)
-        found = next(filter(None, _everyones(problem)), "")
-        if not found:
-            assert loaded is not None
-            return ref, loaded[0]
+    while (ref := from_rank_0(lambda: next(refs, None))) is not None:
+        loaded, error = outcome(partial(load, ref))
+        errors = everyones(error)
+        raise_any([one for one in errors if not isinstance(one, CheckpointError)])
+        damage = next((str(one) for one in errors if one is not None), None)
+        if damage is None:
+            return ref, cast(T, loaded)
         num_damaged += 1
-        _log.warning("a damaged checkpoint is left out: %s", found)
-        on_damage(ref, found)
+        _log.warning("a damaged checkpoint is left out: %s", damage)
+        on_damage(ref, damage)
     if num_damaged:
         raise CheckpointError(f"{store.root}: none of {num_damaged} checkpoints verifies → start with --resume never")
     return None
-
-
-def _try(load: Callable[[CheckpointRef], T], ref: CheckpointRef) -> tuple[tuple[T] | None, str]:
-    try:
-        return (load(ref),), ""
-    except CheckpointError as error:
-        return None, str(error)
-
-
-def _from_rank_0(find: Callable[[], T]) -> T:
-    if not dist.is_initialized():
-        return find()
-    found: list[T | None] = [find() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
-
-
-def _everyones(problem: str) -> list[str]:
-    if not dist.is_initialized():
-        return [problem]
-    everyone = [""] * dist.get_world_size()
-    dist.all_gather_object(everyone, problem)
-    return everyone

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UserError
 from ..storage import BucketNotFoundError, S3Error, S3Location, S3NotFoundError, S3Store
@@ -55,8 +55,18 @@ def _is_folder_of(name: str, ref: CheckpointRef) -> bool:
     return match is not None and match[1] == ref.name
 
 
-def open_checkpoint(uri: str, digest: str | None = None) -> tuple[S3Location, Manifest, str]:
-    """Where a checkpoint's objects lie, its manifest, verified, and its digest.
+class OpenCheckpoint(NamedTuple):
+    """A checkpoint whose manifest is read and verified."""
+
+    uri: str
+    folder: S3Location
+    """Where its objects lie."""
+    manifest: Manifest
+    digest: str
+
+
+def open_checkpoint(uri: str, digest: str | None = None) -> OpenCheckpoint:
+    """Read a checkpoint's manifest, and verify it.
 
     A copy that a release keeps is a folder without a marker: whoever refers to it has its digest.
 
@@ -71,7 +81,7 @@ def open_checkpoint(uri: str, digest: str | None = None) -> tuple[S3Location, Ma
     return _open_once(uri, digest)
 
 
-def _open_once(uri: str, digest: str | None) -> tuple[S3Location, Manifest, str]:
+def _open_once(uri: str, digest: str | None) -> OpenCheckpoint:
     ref, folder, expected = CheckpointRef.parse(uri), S3Location.parse(uri), digest
     if ref is not None:
         marker = read_marker(uri)
@@ -87,7 +97,7 @@ def _open_once(uri: str, digest: str | None) -> tuple[S3Location, Manifest, str]
     found = (manifest.run_id, manifest.attempt, manifest.step)
     if ref is not None and found != (ref.root.name, ref.attempt, ref.step):
         raise CheckpointError(f"{location} is the manifest of another checkpoint: it was changed → use another one")
-    return folder, manifest, document_digest(data)
+    return OpenCheckpoint(uri, folder, manifest, document_digest(data))
 
 
 def read_manifest(uri: str, digest: str | None = None) -> tuple[Manifest, str]:
@@ -96,8 +106,8 @@ def read_manifest(uri: str, digest: str | None = None) -> tuple[Manifest, str]:
     Raises:
         CheckpointError: when it is not committed, differs from `digest`, or is no manifest.
     """
-    _, manifest, found = open_checkpoint(uri, digest)
-    return manifest, found
+    found = open_checkpoint(uri, digest)
+    return found.manifest, found.digest
 
 
 def verify(uri: str, digest: str | None = None) -> Iterator[int]:
@@ -108,53 +118,58 @@ def verify(uri: str, digest: str | None = None) -> Iterator[int]:
     """
     from .parts import verify_objects
 
-    folder, manifest, _ = open_checkpoint(uri, digest)
-    yield from verify_objects(folder, manifest)
+    found = open_checkpoint(uri, digest)
+    yield from verify_objects(found.folder, found.manifest)
 
 
-def restore(
-    uri: str, digest: str | None = None, only: str = "", into: Mapping[str, "Tensor"] | None = None
-) -> tuple[dict[str, "Tensor"], Manifest]:
-    """Load tensors: into those of `into`, resharded, or all whose name starts with `only`, whole and on the CPU.
-
-    What is needed is read and verified as a whole before any tensor is changed.
+def restore(uri: str, digest: str | None = None, only: str = "") -> tuple[dict[str, "Tensor"], Manifest]:
+    """Load the tensors whose name starts with `only`, whole and on the CPU.
 
     Raises:
         CheckpointError: when it is not committed, the manifest's SHA-256 is not `digest`, or an object is missing or
             differs from the manifest.
-        UserError: when `into` has a tensor that the checkpoint has not, or in another shape.
         S3Error: when S3 fails; that is never taken for a damaged checkpoint.
     """
     import torch
+
+    found = open_checkpoint(uri, digest)
+    loaded = {
+        stored.name: torch.empty(stored.size, dtype=stored.torch_dtype)
+        for stored in found.manifest.tensors
+        if stored.name.startswith(only)
+    }
+    fill(found, loaded)
+    return loaded, found.manifest
+
+
+def fill(found: OpenCheckpoint, tensors: Mapping[str, "Tensor"]) -> None:
+    """Load a checkpoint's values into tensors of the same names and shapes, resharded where those are.
+
+    What is needed is read and verified as a whole before any tensor is changed.
+
+    Raises:
+        CheckpointError: when an object is missing or differs from the manifest.
+        UserError: when the checkpoint has not such a tensor, or in another shape.
+        S3Error: when S3 fails; that is never taken for a damaged checkpoint.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    from .dcp_storage import S3Reader, build_metadata
+    from .dcp_storage import S3Reader
 
-    folder, manifest, _ = open_checkpoint(uri, digest)
-    entries: Mapping[str, Any] = build_metadata(manifest).state_dict_metadata
-    loaded = (
-        dict(into)
-        if into is not None
-        else {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in entries.items()
-            if name.startswith(only)
-        }
-    )
-    for name, tensor in loaded.items():
-        if name not in entries or entries[name].size != tensor.shape:
-            has = f"{name} as {list(entries[name].size)}" if name in entries else f"no {name}"
-            raise UserError(f"{uri} has {has}, {list(tensor.shape)} is wanted → a checkpoint of this model")
+    sizes = {stored.name: stored.size for stored in found.manifest.tensors}
+    for name, tensor in tensors.items():
+        if sizes.get(name) != tuple(tensor.shape):
+            has = f"{name} as {list(sizes[name])}" if name in sizes else f"no {name}"
+            raise UserError(f"{found.uri} has {has}, {list(tensor.shape)} is wanted → a checkpoint of this model")
     try:
         with without_advice():
-            load(loaded, storage_reader=S3Reader(folder, manifest), no_dist=True)
+            load(dict(tensors), storage_reader=S3Reader(found.folder, found.manifest), no_dist=True)
     except CheckpointException as error:
         _, (cause, _) = min(error.failures.items())
         if not isinstance(cause, Exception) or isinstance(cause, S3Error):
             raise cause from error  # an interrupt, or S3 itself
-        raise CheckpointError(f"{uri} cannot be loaded: {cause}") from error
-    return loaded, manifest
+        raise CheckpointError(f"{found.uri} cannot be loaded: {cause}") from error
 
 
 def load_model_state(uri: str, digest: str | None = None) -> dict[str, "Tensor"]:
@@ -179,11 +194,10 @@ def copy_checkpoint(uri: str, digest: str, target: S3Location) -> tuple[str, str
     """
     from .parts import verify_objects
 
-    folder, manifest, found = open_checkpoint(uri, digest)
-    store = S3Store()
-    for stored in manifest.objects:
-        store.copy(folder / stored.name, target / stored.name)
-    for _ in verify_objects(target, manifest):
+    found, store = open_checkpoint(uri, digest), S3Store()
+    for stored in found.manifest.objects:
+        store.copy(found.folder / stored.name, target / stored.name)
+    for _ in verify_objects(target, found.manifest):
         pass
-    store.copy(manifest_location(folder), manifest_location(target))
-    return str(target), found
+    store.copy(manifest_location(found.folder), manifest_location(target))
+    return str(target), found.digest

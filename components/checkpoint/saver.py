@@ -13,7 +13,6 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -24,6 +23,7 @@ from ..storage.streams import Pace, allowed_seconds, upload
 from .commit import commit, others_reports, write_report
 from .dcp_storage import S3Writer
 from .manifest import CheckpointError, Report, StoredObject, key_file, require_private_key
+from .ranks import everyones
 from .reading import without_advice
 from .refs import CheckpointRef
 from .store import CheckpointStore
@@ -60,8 +60,6 @@ class Saver:
         require_private_key()
         self.longest_seconds = 0.0
         """From `begin` until the marker stands (this rank's report, on others than rank 0), at worst."""
-        self.committed: CheckpointRef | None = None
-        """The newest that this saver committed; on rank 0."""
         self._store, self._rank, self._world_size, self._pace = store, rank, world_size, pace
         self._writer = S3Writer(rank)
         self._signature: tuple[Any, ...] | None = None
@@ -200,10 +198,7 @@ class Saver:
             wait([self._in_flight], ROUND_SECONDS)
 
     def _gather(self, mine: T) -> list[T]:
-        everyone = [mine] * self._world_size
-        if self._world_size > 1:
-            dist.all_gather_object(everyone, mine)
-        return everyone
+        return everyones(mine) if self._world_size > 1 else [mine]
 
     def _stage(self, tensors: Mapping[str, "Tensor"]) -> None:
         if self._signature is not None:
@@ -233,7 +228,6 @@ class Saver:
             raise CheckpointError(f"saving {one.ref.uri} failed: rank {self._rank}: {error}") from error
         self.longest_seconds = max(self.longest_seconds, monotonic() - one.started)
         if self._rank == 0:
-            self.committed = one.ref
             try:
                 one.after_commit(one.ref)
             except Exception as error:

@@ -72,14 +72,9 @@ class CheckpointStore:
 
         For loops that do not number their attempts themselves.
         """
-        import torch.distributed as dist
+        from .ranks import from_rank_0
 
-        number = [0]
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            number = [self._claim(step)]
-        if dist.is_initialized():
-            dist.broadcast_object_list(number)
-        return number[0]
+        return from_rank_0(lambda: self._claim(step))
 
     def newest_attempt(self) -> int:
         """The largest number of an attempt that is known here; 0 where there is none."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from ..checkpoint import Manifest
-from ..checkpoint.reading import MODEL_PREFIX, read_manifest, restore
+from ..checkpoint.reading import MODEL_PREFIX, fill, open_checkpoint
 from ..errors import UserError
 
 MAX_NAMED = 4
@@ -20,15 +20,15 @@ def load_initial_weights(module: nn.Module, uri: str, digest: str) -> None:
         CheckpointError: when its manifest's SHA-256 is not `digest`, or its bytes are not the manifest's.
         S3Error: when it is gone, or S3 fails.
     """
-    manifest, _ = read_manifest(uri, digest)
+    found = open_checkpoint(uri, digest)
     wanted: dict[str, Tensor] = module.state_dict()
-    different = misfits(wanted, manifest)
+    different = misfits(wanted, found.manifest)
     if different:
         raise UserError(
             f"training.init_from: {uri} is another model's: {different}"
             " → a checkpoint of this model, or init_from: null"
         )
-    restore(uri, digest, into={f"{MODEL_PREFIX}{name}": tensor for name, tensor in wanted.items()})
+    fill(found, {f"{MODEL_PREFIX}{name}": tensor for name, tensor in wanted.items()})
 
 
 def misfits(wanted: Mapping[str, Tensor], manifest: Manifest) -> str:

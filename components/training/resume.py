@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointRef, Manifest
 from ..checkpoint.fallback import restore_newest
-from ..checkpoint.reading import MODEL_PREFIX, read_manifest, restore
+from ..checkpoint.reading import MODEL_PREFIX, fill, open_checkpoint
 from ..errors import UserError
 from ..telemetry import Detection
 from .initial_weights import misfits
@@ -85,7 +85,8 @@ def _load(session: Session, uri: str) -> tuple[Manifest, dict[str, Tensor]]:
     Returns:
         Its manifest, and this rank's random states; none where it was made at another world size.
     """
-    manifest, digest = read_manifest(uri)
+    found = open_checkpoint(uri)
+    manifest = found.manifest
     _refuse_other_run(session, manifest, uri)
     targets = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in session.module.state_dict().items()}
     saved = prepare_state(session.optimizer, session.module, manifest.described(OPTIMIZER_PREFIX))
@@ -94,7 +95,7 @@ def _load(session: Session, uri: str) -> tuple[Manifest, dict[str, Tensor]]:
     if manifest.world_size == session.world_size:
         described = manifest.described(mine)
         random_states = {name: torch.empty_like(tensor, device="cpu") for name, tensor in described.items()}
-    restore(uri, digest, into=targets | {mine + name: tensor for name, tensor in random_states.items()})
+    fill(found, targets | {mine + name: tensor for name, tensor in random_states.items()})
     return manifest, random_states
 
 

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Literal
 
+from ..checkpoint import CheckpointError, CheckpointStore
+from ..checkpoint.reading import read_manifest
 from ..config import RunConfig
 from ..config.plan import RunPlan
 from ..errors import ExitCode, UserError
-from ..storage import RunStore, S3Location
+from ..storage import RunStore, S3Location, S3NotFoundError
 from .attempts import last_attempt
 from .job import Job
 from .launch import InterruptedRunError, LaunchError, launch
@@ -36,7 +38,8 @@ def run_training(
         on_line: gets each line that the workers print.
 
     Raises:
-        UserError: for a launcher that this version has not, or a run that was trained under another config or seed.
+        UserError: for a launcher that this version has not, a run that was trained under another config or seed, or
+            a checkpoint to resume from that is none.
         InterruptedRunError: after SIGTERM or SIGINT here or on any rank, once the workers have saved.
         S3Error: when S3 cannot be reached from here.
     """
@@ -49,6 +52,8 @@ def run_training(
     _refuse_another_run(earlier, plan)
     if resume == "auto" and earlier is not None and earlier.status == "completed":
         return earlier
+    if resume not in ("auto", "never"):
+        _require_checkpoint(resume)
     job = _job(config, config_text, plan, run_store, resume)
     started = perf_counter()
     try:
@@ -67,6 +72,14 @@ def run_training(
     return accounted
 
 
+def _require_checkpoint(uri: str) -> None:
+    """Find out before any process starts that there is nothing to go on from."""
+    try:
+        read_manifest(uri)
+    except (S3NotFoundError, CheckpointError) as error:
+        raise UserError(f"--resume {uri}: {error} → convergate checkpoints list URI shows what there is") from error
+
+
 def _refuse_another_run(earlier: TrainingResult | None, plan: RunPlan) -> None:
     if earlier is None:
         return
@@ -80,6 +93,7 @@ def _refuse_another_run(earlier: TrainingResult | None, plan: RunPlan) -> None:
 
 def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore, resume: str) -> Job:
     result_uri = str(run_store.prefix / "training.json")
+    checkpoints = CheckpointStore(config.checkpoint.uri, plan.run_id)
     return Job(
         run_id=plan.run_id,
         config_text=config_text,
@@ -87,7 +101,7 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore
         checkpoint_uri=config.checkpoint.uri,
         trace_uri=str(run_store.prefix / "trace"),
         result_uri=result_uri,
-        oldest_attempt=1 if resume == "auto" else last_attempt(result_uri) + 1,
+        oldest_attempt=1 if resume == "auto" else last_attempt(result_uri, checkpoints) + 1,
         resume_from=None if resume in ("auto", "never") else resume,
         init_uri=plan.init_uri,
         init_digest=plan.init_digest,
@@ -122,7 +136,7 @@ def _failed(job: Job, config: RunConfig, plan: RunPlan, error: LaunchError) -> T
         failure=failures.get(error.exit_code, ""),
         training_digest=plan.training_digest,
         seed=plan.seed,
-        attempts=max(1, last_attempt(job.result_uri)),
+        attempts=max(1, last_attempt(job.result_uri, CheckpointStore(job.checkpoint_uri, job.run_id))),
         final_step=0,
         total_steps=plan.total_steps or 0,
         train_loss=float("nan"),

@@ -60,6 +60,7 @@ def test_another_config_or_seed_is_refused(folder: Any) -> None:
     for arguments, message in (
         (("--run", "mine"), "was trained under config"),
         (("--run", "theirs", "--resume", _checkpoint(folder)), "was made under config"),
+        (("--run", "none", "--resume", "s3://convergate/checkpoints/x"), "--resume s3://convergate/checkpoints/x: s3:"),
     ):
         done = folder.run("train", other, *arguments)
         assert done.returncode == 2

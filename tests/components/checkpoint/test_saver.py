@@ -1,6 +1,5 @@
 """Saving beside a training that goes on, on a real S3 server, alone and in two processes."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from convergate.components.checkpoint import CheckpointError, CheckpointRef, CheckpointStore
 from convergate.components.checkpoint.manifest import KEY_VARIABLE
-from convergate.components.checkpoint.reading import read_manifest, read_marker, restore
+from convergate.components.checkpoint.reading import fill, open_checkpoint, read_manifest, read_marker, restore
 from convergate.components.checkpoint.saver import Saver
 from convergate.components.config.signature import generate_key
 from convergate.components.errors import UserError
@@ -22,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from ...checkpoints import commit, folder
+from ...processes import in_processes
 
 FIXED: dict[str, Any] = {"attempt": 1, "training_digest": "d", "state": {}, "metrics": {}}
 
@@ -176,26 +176,6 @@ def test_a_signed_checkpoint_is_sealed_and_others_do_not_count(
         commit(s3, "run", {"w": torch.ones(10)}, step=40)
 
 
-def _rank(rank: int, world_size: int, store: Path, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size)
-    job(rank, *arguments)
-    dist.destroy_process_group()
-
-
-def in_processes(world_size: int, tmp_path: Path, job: Callable[..., None], *arguments: Any) -> None:
-    """Run a job on each rank; fork, so that it starts at once."""
-    context = multiprocessing.get_context("fork")
-    store = tmp_path / f"store-{len(list(tmp_path.iterdir()))}"
-    ranks = [
-        context.Process(target=_rank, args=(rank, world_size, store, job, arguments)) for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0] * world_size
-
-
 def _whole() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {name: torch.randn(12, 5, generator=generator) for name in ("a", "b", "c")}
@@ -223,7 +203,7 @@ def _save_sharded(rank: int, root: str) -> None:
 
 def _load_sharded(rank: int, uri: str) -> None:
     target = _sharded(zeros=True)
-    restore(uri, into=target)
+    fill(open_checkpoint(uri), target)
     for name, value in _whole().items():
         loaded = target[name]
         assert torch.equal(loaded.full_tensor() if hasattr(loaded, "full_tensor") else loaded, value)

@@ -17,7 +17,7 @@ from convergate.components.checkpoint import (
     copy_checkpoint,
     load_model_state,
 )
-from convergate.components.checkpoint.reading import read_manifest, read_marker, restore, verify
+from convergate.components.checkpoint.reading import fill, open_checkpoint, read_manifest, read_marker, restore, verify
 from convergate.components.errors import UserError
 from convergate.components.storage import S3Error, S3Location, S3Store, streams
 from hypothesis import given
@@ -68,7 +68,7 @@ def test_the_model_loads_alone(s3: str) -> None:
 
 def test_tensors_are_filled_in_place(s3: str) -> None:
     target = torch.zeros(3, 4)
-    restore(save(s3).uri, into={"model.weight": target})
+    fill(open_checkpoint(save(s3).uri), {"model.weight": target})
     assert torch.equal(target, TENSORS["model.weight"])
 
 
@@ -78,7 +78,7 @@ def test_tensors_are_filled_in_place(s3: str) -> None:
 )
 def test_another_models_tensors_are_named(s3: str, name: str, shape: tuple[int, ...], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        restore(save(s3).uri, into={name: torch.zeros(shape)})
+        fill(open_checkpoint(save(s3).uri), {name: torch.zeros(shape)})
 
 
 @pytest.mark.parametrize("kib", [900, 1300])
@@ -180,7 +180,7 @@ def test_what_is_damaged_is_not_loaded_and_its_object_is_named(s3: str, kind: st
     target = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
     loads: list[Callable[[], object]] = [
         lambda: restore(ref.uri),
-        lambda: restore(ref.uri, into=target),
+        lambda: fill(open_checkpoint(ref.uri), target),
         lambda: load_model_state(ref.uri, digest if kind != "truncate" else None),
         lambda: list(verify(ref.uri)),
     ]
