@@ -7,7 +7,7 @@ TRIALS ?= 500
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install retrain test lint format bench chaos compile docs clean
+.PHONY: help install retrain test lint format bench chaos compile images docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,8 +61,13 @@ chaos: .venv/installed-test ## Kill real runs KILLS times, and put checkpoints t
 compile: .venv/installed ## Write every pipeline as KFP IR YAML into out/
 	$(BIN)/convergate compile -o out
 
-docs: .venv/installed ## Write the README of every component from its signature and metadata
+images: ## Build the steps' images on BASE=…, with torch's build from EXTRA_INDEX_URL=…; needs docker alone
+	@$(PYTHON) manifests/images/build.py $(if $(BASE),--base $(BASE)) $(if $(EXTRA_INDEX_URL),--extra-index-url $(EXTRA_INDEX_URL))
+
+docs: .venv/installed ## Write what is generated: READMEs of components, S3 policies, run configs as ConfigMaps
 	$(BIN)/python docs/generate.py
+	$(BIN)/python manifests/generate.py
+	$(BIN)/convergate compile --argo -o manifests/argo
 
 clean: ## Remove what was installed and made; runs under .convergate stay
 	rm -rf .venv build out .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
