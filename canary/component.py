@@ -18,8 +18,9 @@ def canary(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Run the first steps of the real schedule, the compressed schedule, and a kill -9 with a restore.
 
-    Both run on the real data, in processes that torchrun starts on the step's machine. The report is also stored as
-    `canary.json` in the run's prefix.
+    Both run on the real data, in processes on the step's machine, or on the nodes of a TrainJob that the step starts
+    and watches, as the config's `distributed.launcher` says: the canary goes the way that the training will. The
+    report is also stored as `canary.json` in the run's prefix.
 
     Args:
         config: The run config, as YAML text.
@@ -37,9 +38,11 @@ def canary(
     from convergate.canary.run import run_canary
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
+    from convergate.components.training.compiled_for import require_launcher
 
-    run_plan = RunPlan.from_json(Path(plan.path).read_bytes())
-    result = run_canary(parse_config(config), config, run_plan)
+    parsed, run_plan = parse_config(config), RunPlan.from_json(Path(plan.path).read_bytes())
+    require_launcher(parsed)
+    result = run_canary(parsed, config, run_plan)
     Path(report.path).write_bytes(result.to_json())
     Path(summary.path).write_text(result.to_markdown())
     metrics.log_metric("projected_seconds", result.projected_seconds)

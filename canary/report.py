@@ -11,6 +11,7 @@ class CanaryReport(Document):
     steps: int
     """Steps of the real schedule that were run."""
     world_size: int
+    """Processes that ran them, on all nodes."""
     device: str
     seconds_per_step: float
     """Median over the steps after the first tenth."""
@@ -18,6 +19,8 @@ class CanaryReport(Document):
     projected_gpu_hours: float
     """Device-hours of the full run: projected seconds × processes / 3600."""
     trace_uri: str
+    save_seconds: float = 0.0
+    """The longest checkpoint save, in seconds; sizes the training's grace period on a cluster."""
 
     @property
     def reason(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from textwrap import shorten
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from ..components.config import Check, RunConfig
 from ..components.config.document import overall
@@ -23,8 +24,9 @@ from ..components.storage import RunStore, S3Location
 from ..components.task import load_task
 from ..components.telemetry import read_trace
 from ..components.training.job import Job
-from ..components.training.launch import InterruptedRunError, LaunchError, launch
+from ..components.training.launch import InterruptedRunError, LaunchError
 from ..components.training.result import TrainingResult
+from ..components.training.start import start
 from . import checks
 from .report import CanaryReport
 
@@ -53,16 +55,14 @@ def run_canary(
     started = perf_counter()
     store = RunStore(config.storage.uri, plan.run_id)
     store.store.ensure_bucket(store.prefix)
-    root = store.prefix / "canary"
+    # A step that is tried again neither resumes what the try before it left, nor takes its TrainJob for its own.
+    root = store.prefix / "canary" / uuid4().hex[:8]
     store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
-    # A step that is tried again must not resume what the try before it left.
-    for location in list(store.store.list(root)):
-        store.store.delete(location)
     num_steps = config.canary.num_steps(plan.total_steps or _total_steps(config))
     real = _job(config, config_text, plan, root / "first-steps", num_steps)
     compressed = _job(config, config_text, plan, root / "compressed", None)
     try:
-        launch([compressed, real], config.canary.procs_per_node, MAX_RESTARTS, on_line)
+        start(config, config_text, [compressed, real], "canary", max_restarts=MAX_RESTARTS, on_line=on_line)
     except LaunchError as error:
         report = _failed(config, plan, error, num_steps, real.trace_uri)
     else:
@@ -70,8 +70,9 @@ def run_canary(
         report = _judge(config, plan, store, real, compressed, num_steps)
     report = report.model_copy(update={"seconds": perf_counter() - started})
     store.put("canary", report)
-    for job in (real, compressed):
-        for location in store.store.list(S3Location.parse(job.checkpoint_uri)):
+    for location in list(store.store.list(store.prefix / "canary")):
+        of_earlier_try = not str(location).startswith(f"{root}/")
+        if of_earlier_try or str(location).startswith((real.checkpoint_uri, compressed.checkpoint_uri)):
             store.store.delete(location)
     return report
 
@@ -103,7 +104,7 @@ def accumulation(config: RunConfig) -> int:
     problem = canary_batch(config)
     if problem is not None:
         raise UserError(problem.line)
-    world_size, batch = config.canary.procs_per_node, config.training.batch_size
+    world_size, batch = config.canary.world_size, config.training.batch_size
     wanted = -(-config.distributed.world_size * config.training.grad_accumulation // world_size)
     while batch % (world_size * wanted):
         wanted += 1
@@ -141,7 +142,7 @@ def _judge(
         trace = trace.assign(applied=True)  # only fp16 leaves updates out to find its loss scale
     untrained = mechanics[mechanics["step"] == 0] if plan.init_uri else None
     result = TrainingResult.from_json(store.store.read(S3Location.parse(real.result_uri)))
-    world_size = config.canary.procs_per_node
+    world_size = config.canary.world_size
     seconds_per_step = _seconds_per_step(trace)
     total_steps = result.total_steps
     hours = seconds_per_step * total_steps * world_size / 3600
@@ -172,6 +173,7 @@ def _judge(
         projected_seconds=projected_seconds,
         projected_gpu_hours=hours,
         trace_uri=real.trace_uri,
+        save_seconds=result.save_seconds,
     )
 
 
@@ -211,7 +213,7 @@ def _failed(config: RunConfig, plan: RunPlan, error: LaunchError, num_steps: int
         verdict=failed.verdict,
         checks=[failed],
         steps=num_steps,
-        world_size=config.canary.procs_per_node,
+        world_size=config.canary.world_size,
         device="unknown",
         seconds_per_step=0.0,
         projected_seconds=0.0,

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import UserError
 from .digest import config_digests
 from .loading import parse_config
-from .models import StorageConfig
+from .models import RunConfig, StorageConfig
 from .problems import ProblemsError
 from .texts import Name, S3Uri
 
@@ -48,6 +48,16 @@ def identity(config_text: str) -> Identity:
         config.owner.team,
         (digests.training, digests.policy),
     )
+
+
+def cluster_labels(config: RunConfig, commit: str | None) -> dict[str, str]:
+    """What a run's pods and TrainJobs are found by in a cluster: experiment, training digest and commit, shortened."""
+    labels = {
+        "convergate.io/experiment": config.experiment,
+        "convergate.io/config-digest": config_digests(config).training[:16],
+        "convergate.io/commit": (commit or "")[:12],
+    }
+    return {name: value for name, value in labels.items() if value}
 
 
 def _named(config_text: str) -> Identity:

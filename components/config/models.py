@@ -68,7 +68,10 @@ def _not_json(location: tuple[str, ...], value: Any) -> Iterator[Finding]:
 
 
 class DistributedConfig(Section):
-    """Where the processes run; `backend: auto` is NCCL on GPUs and gloo elsewhere."""
+    """Where the processes run; `backend: auto` is NCCL on GPUs and gloo elsewhere.
+
+    `launcher: local` starts them on this machine, `trainjob` on the nodes of a Kubeflow TrainJob, canary and run alike.
+    """
 
     launcher: Literal["local", "trainjob"] = "local"
     nodes: PositiveCount = 1
@@ -76,7 +79,10 @@ class DistributedConfig(Section):
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     timeout_minutes: Positive = 5.0
-    """How long a collective waits for a rank; longer than any rank validates or loads alone."""
+    """How long a collective waits for a rank; longer than any rank validates or loads alone.
+
+    So long also a node waits for the others, before the first step and after one was lost.
+    """
 
     @property
     def world_size(self) -> int:
@@ -119,13 +125,21 @@ MIN_DRILL_STEPS = 4
 
 
 class CanaryConfig(Section):
-    """The short run before the run: `steps_fraction` of the run, within [min_steps, max_steps]."""
+    """The short run before the run: `steps_fraction` of the run, within [min_steps, max_steps].
+
+    Its processes are started by `distributed.launcher`, as the run's.
+    """
 
     steps_fraction: Fraction = 0.02
     min_steps: PositiveCount = 20
     max_steps: PositiveCount = 500
     nodes: PositiveCount = 1
     procs_per_node: PositiveCount = 2
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.procs_per_node
 
     @field_validator("max_steps")
     @classmethod

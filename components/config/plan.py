@@ -97,7 +97,7 @@ def plan_run(
         seed="",
         total_steps=None,
         world_size=0,
-        commit=_commit(),
+        commit=current_commit(),
         image=os.environ.get("CONVERGATE_IMAGE"),
     )
 
@@ -134,7 +134,7 @@ def make_plan(config: RunConfig, run_id: str, facts: Facts | None = None) -> Run
         world_size=config.distributed.world_size,
         init_uri=initial.uri,
         init_digest=initial.digest,
-        commit=_commit(),
+        commit=current_commit(),
         image=os.environ.get("CONVERGATE_IMAGE"),
     )
 
@@ -143,7 +143,7 @@ def _line(problem: Problem) -> str:
     return f"{problem.level}: {problem.line}"
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """The commit from the environment of an image, or of the checkout that this runs in."""
     if os.environ.get("CONVERGATE_COMMIT"):
         return os.environ["CONVERGATE_COMMIT"]

@@ -47,7 +47,7 @@ class Preflight:
 def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
     """Run every check whose facts are known."""
     facts = facts or Facts()
-    checks = [*_availability(config), *schedule_checks(config), canary_batch(config)]
+    checks = [*_nodes(config), *schedule_checks(config), canary_batch(config)]
     if config.checkpoint.keep_every is not None:
         checks.append(_kept_for_good(config.checkpoint.keep_every, config.checkpoint.every_steps))
     if facts.initial is not None:
@@ -64,30 +64,43 @@ def preflight(config: RunConfig, facts: Facts | None = None) -> Preflight:
     return Preflight([check for check in checks if check is not None], len(checks))
 
 
-def _availability(config: RunConfig) -> list[Problem | None]:
-    """Keys of the schema that this version has no code for: refused, never ignored."""
-    unavailable = {
-        "distributed.launcher": (config.distributed.launcher, config.distributed.launcher != "local"),
-        "distributed.nodes": (config.distributed.nodes, config.distributed.nodes > 1),
-        "canary.nodes": (config.canary.nodes, config.canary.nodes > 1),
-    }
+def _nodes(config: RunConfig) -> list[Problem | None]:
+    """Whether there is a launcher for the nodes, as this machine is one; and whether the canary crosses them too."""
+    local, nodes, canary_nodes = config.distributed.launcher == "local", config.distributed.nodes, config.canary.nodes
+    unseen = Problem(
+        "canary.nodes",
+        f"the run goes over {nodes} nodes: what the network between them breaks, no canary of one node finds",
+        value=str(canary_nodes),
+        fix="2",
+        level="warning",
+    )
     return [
-        Problem(path, "not available in this version", value=str(value), fix="leave it out") if bad else None
-        for path, (value, bad) in unavailable.items()
+        _one_node("distributed.nodes", nodes) if local and nodes > 1 else None,
+        _one_node("canary.nodes", canary_nodes) if local and canary_nodes > 1 else None,
+        unseen if not local and nodes > 1 and canary_nodes == 1 else None,
     ]
+
+
+def _one_node(path: str, nodes: int) -> Problem:
+    return Problem(path, "this machine is one node", value=str(nodes), fix="distributed.launcher: trainjob")
 
 
 def canary_batch(config: RunConfig) -> Problem | None:
     """Whether the global batch divides over the canary's processes, as it has to."""
-    world_size, batch = config.canary.procs_per_node, config.training.batch_size
-    if batch % world_size == 0:
+    canary, batch = config.canary, config.training.batch_size
+    if batch % canary.world_size == 0:
         return None
-    fitting = max(size for size in range(1, world_size) if batch % size == 0)
+    if canary.nodes == 1:
+        path, size, what = "canary.procs_per_node", canary.procs_per_node, "them"
+    else:
+        path, size, what = "canary.nodes", canary.nodes, f"{canary.nodes} × {canary.procs_per_node} processes"
+    other = canary.world_size // size
+    fitting = next((fewer for fewer in range(size - 1, 0, -1) if batch % (fewer * other) == 0), None)
     return Problem(
-        "canary.procs_per_node",
-        f"training.batch_size = {batch} does not divide over them",
-        value=str(world_size),
-        fix=f"at most {fitting}",
+        path,
+        f"training.batch_size = {batch} does not divide over {what}",
+        value=str(size),
+        fix=f"at most {fitting}" if fitting else f"nodes × procs_per_node that {batch} divides by",
     )
 
 

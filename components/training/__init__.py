@@ -1,7 +1,14 @@
 """Training: a plain loop, launched over processes, watched by a sync guard.
 
 - `train`: `run_training`, what the step and the command line call.
+- `start`: the processes of a run, where its config wants them: here, or on the nodes of a TrainJob.
 - `launch`: torchrun's launcher as a child that dies with its parent, and is interrupted with it.
+- `trainjob`: the launch of a TrainJob, which is followed to its end.
+- `node`: what a pod of a TrainJob runs: `launch`, with the other nodes.
+- `rendezvous`: where the nodes meet.
+- `agent`: torchrun's agent, which leaves why it ended.
+- `watch`: ends an agent that waits for nobody.
+- `notes`: what workers and agent leave for `launch`.
 - `lifetime`: a process that dies with its parent.
 - `worker`: what each process runs: set up, restore, loop, report.
 - `session`: model, optimizer, schedule, data and checkpoints of one process.

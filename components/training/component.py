@@ -18,8 +18,9 @@ def train(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Train over all processes under the planned learning rate, with checkpoints and a trace on S3.
 
-    The processes are started on the step's machine by torchrun. A retried step continues from the newest checkpoint
-    that verifies. The result is also stored as `training.json` in the run's prefix.
+    The processes run on the step's machine, or on the nodes of a TrainJob that the step starts and watches, as the
+    config's `distributed.launcher` says. A retried step finds its TrainJob again, or continues from the newest
+    checkpoint that verifies. The result is also stored as `training.json` in the run's prefix.
 
     Args:
         config: The run config, as YAML text.
@@ -38,10 +39,12 @@ def train(
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
     from convergate.components.errors import OutsideError
+    from convergate.components.training.compiled_for import require_launcher
     from convergate.components.training.train import run_training
 
-    run_plan = RunPlan.from_json(Path(plan.path).read_bytes())
-    result = run_training(parse_config(config), config, run_plan)
+    parsed, run_plan = parse_config(config), RunPlan.from_json(Path(plan.path).read_bytes())
+    require_launcher(parsed)
+    result = run_training(parsed, config, run_plan)
     if result.failure == "outside":
         raise OutsideError(result.reason)  # a retry of the step continues from the newest checkpoint
     Path(training.path).write_bytes(result.to_json())

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch.distributed as dist
 
+from ..errors import ConvergateError
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
@@ -35,7 +37,15 @@ STALL_FRACTION = 0.5
 MAX_NAMED = 8
 _TIMEOUT = re.compile(r"Timed out waiting \d+ ?ms|collective operation timeout|wait timeout after|Socket Timeout")
 """Of gloo; of NCCL's watchdog; of the store, over which NCCL starts."""
-_LOG = "check that machine, and the log of that rank"
+_LOST = re.compile(
+    r"Connection (closed|reset) by peer|Connection (refused|timed out)|Broken pipe|No route to host|"
+    r"Network is unreachable|Socket closed|pair closure|connectFullMesh|clients joined|ncclRemoteError|"
+    r"remote process exit|communicator was aborted"
+)
+"""Of gloo, of the store, of NCCL: another rank's process is gone, or the way to it."""
+_SOURCE = re.compile(r"^\[[^\]]*\] *")
+"""The line of C++ that gloo begins with."""
+LOG = "check that machine, and the log of that rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class Heartbeat:
             return self._answer if timed_out else None
         return (
             f"a collective timed out, and rank 0 on {os.environ['MASTER_ADDR']}, which keeps the heartbeats of all,"
-            f" does not answer → {_LOG}"
+            f" does not answer → {LOG}"
         )
 
     def close(self) -> None:
@@ -176,6 +186,20 @@ class Heartbeat:
         return [Beat(**json.loads(store.get(key))) if store.check([key]) else None for key in keys]
 
 
+def lost_rank(error: BaseException) -> str | None:
+    """That another rank cannot be reached, in one line; None for an error of any other kind.
+
+    Also of a timeout that no heartbeat could explain: before there was one, or where the store is gone.
+    """
+    text = str(error)
+    of_store = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    known = next((line for line in text.splitlines() if _LOST.search(line) or _TIMEOUT.search(line)), None)
+    if isinstance(error, ConvergateError) or not isinstance(error, RuntimeError) or not (known or of_store):
+        return None
+    said = _SOURCE.sub("", known or text.partition("\n")[0])
+    return f"the connection to another rank is lost: {said.split('. ')[0]} → the log of that rank tells why"
+
+
 def describe(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> str:
     """Who is missing, of every rank's beats at two times, `SILENT_SECONDS` apart; None where a rank has none.
 
@@ -192,7 +216,7 @@ def describe(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> str
     named = [f"rank {rank}, which was never heard" for rank, beat in enumerate(after) if beat is None]
     named += [f"{beat}{', silent' * (beat.rank in silent)}" for beat in missing]
     if named:
-        return f"a collective waits for {_joined(named)} → {_LOG}"
+        return f"a collective waits for {_joined(named)} → {LOG}"
     return (
         f"nothing moves, and no rank is behind: {_joined([str(beat) for beat in here])}"
         " → check the network between the machines, or raise distributed.timeout_minutes"
@@ -220,4 +244,4 @@ def _where() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}" if frame else ""
 
 
-__all__ = ["Beat", "Heartbeat", "Phase", "Whereabouts", "describe"]
+__all__ = ["LOG", "Beat", "Heartbeat", "Phase", "Whereabouts", "describe", "lost_rank"]

@@ -1,8 +1,11 @@
 """Job: what the launcher tells every worker process, in one JSON file that holds a list of them."""
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..config import RunConfig, parse_config
+from ..errors import UserError
 
 
 class Job(BaseModel):
@@ -41,3 +44,26 @@ class Job(BaseModel):
 
 JOBS = TypeAdapter(list[Job])
 """A launch's jobs, to and from JSON."""
+_ARGUMENTS = TypeAdapter(list[dict[str, Any]])
+
+
+def jobs_to_argument(jobs: list[Job]) -> str:
+    """A launch's jobs as the JSON of one argument, without their config, which is too long for one: it is mounted."""
+    return JOBS.dump_json(jobs, exclude={"__all__": {"config_text"}}, exclude_defaults=True).decode()
+
+
+def jobs_from_argument(argument: str, config_text: str) -> list[Job]:
+    """The jobs that `jobs_to_argument` gave, with their config again.
+
+    Raises:
+        UserError: when it is not such JSON.
+    """
+    try:
+        return [Job.model_validate({**job, "config_text": config_text}) for job in _ARGUMENTS.validate_json(argument)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"--jobs: not a JSON list of this version's jobs: {where} {first['msg']} → the image of the step that"
+            " launches and that of the nodes have to be one"
+        ) from error

@@ -1,9 +1,7 @@
 """torchrun's launcher as a child: it dies with its parent, is interrupted with it, and is read while it runs."""
 
 import contextlib
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,24 +15,23 @@ from types import FrameType
 from ..errors import ConvergateError, ExitCode
 from .job import JOBS, Job
 from .lifetime import PARENT_VARIABLE
+from .notes import FOLDER_VARIABLE, AgentEnd, agent_end, ends, last_failures, stall
+from .rendezvous import Rendezvous
+from .watch import Watch
 
 LIFETIME = "convergate.components.training.lifetime"
-AGENT = "torch.distributed.run"
+AGENT = "convergate.components.training.agent"
 WORKER = "convergate.components.training.worker"
 GRACE_SECONDS = 60
-"""How long workers may take to save after SIGTERM before the agent kills them."""
-KILL_SECONDS = GRACE_SECONDS + 10.0
-"""After SIGTERM, until the agent itself is killed."""
-FAILURES_VARIABLE = "CONVERGATE_FAILURES"
-"""Names the folder where workers note why they failed."""
-_ENDED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+) ")
-"""In torchrun's list of failed workers at its end: one that a signal ended."""
+"""How long workers may take to save after SIGTERM before the agent kills them, where nobody says otherwise."""
+KILL_SECONDS = 5
+"""After the grace, until the agent itself is killed."""
 _KILLED_BY_AGENT = "Unable to shutdown process"
 _TAIL_LINES = 1000
 
 
 class LaunchError(ConvergateError):
-    """The workers failed and their restarts are used up."""
+    """The workers failed and their restarts are used up, or the nodes of a job did not meet."""
 
     def __init__(self, reason: str, exit_code: ExitCode = ExitCode.NEGATIVE) -> None:
         super().__init__(reason)
@@ -49,18 +46,37 @@ class InterruptedRunError(ConvergateError):
         self.exit_code = ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.TERMINATED
 
 
-def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable[[str], None] = print) -> None:
+def launch(
+    jobs: list[Job],
+    num_procs: int,
+    max_restarts: int,
+    on_line: Callable[[str], None] = print,
+    *,
+    rendezvous: Rendezvous | None = None,
+    grace_seconds: int = GRACE_SECONDS,
+) -> None:
     """Run the jobs, one after the other, in `num_procs` processes on this machine, until all have ended well.
 
+    Args:
+        jobs: what the processes do.
+        num_procs: of this machine.
+        max_restarts: of all processes, after one of them failed.
+        on_line: gets each line that they print.
+        rendezvous: where the processes of other machines are met; None where there are no others.
+        grace_seconds: how long the workers may take to save after a signal.
+
     Raises:
-        LaunchError: when they failed more than `max_restarts` times, with the first failing rank's error.
-        InterruptedRunError: when this process got SIGTERM or SIGINT meanwhile; the workers had time to save.
+        LaunchError: when they failed more than `max_restarts` times, with the first failing rank's error; OUTSIDE where
+            that is the loss of another node.
+        InterruptedRunError: when this process got SIGTERM or SIGINT meanwhile, or a worker SIGTERM; the workers had
+            time to save.
+        OutsideError: when node 0 has no address.
     """
-    with tempfile.TemporaryDirectory(prefix="convergate-") as folder:
-        job_file = Path(folder) / "job.json"
-        job_file.write_bytes(JOBS.dump_json(jobs))
+    with tempfile.TemporaryDirectory(prefix="convergate-") as name:
+        folder = Path(name)
+        (folder / "job.json").write_bytes(JOBS.dump_json(jobs))
         process = subprocess.Popen(
-            _command(job_file, num_procs, max_restarts),
+            _command(folder / "job.json", num_procs, max_restarts, rendezvous, grace_seconds),
             env=_environment(folder, num_procs),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -69,47 +85,71 @@ def launch(jobs: list[Job], num_procs: int, max_restarts: int, on_line: Callable
             # Ctrl-C in a terminal reaches the whole process group, and the agent would pass it on as it is.
             start_new_session=True,
         )
-        with _forwarding(process) as received:
-            # Once interrupted, the agent has only its own trace to tell.
+        watch = None
+        with _forwarding(process, grace_seconds + KILL_SECONDS) as received:
+            if rendezvous is not None:
+                watch = Watch(process, folder, num_procs, rendezvous.patience_seconds)
+            # Once interrupted, the agent has only that to tell.
             tail = _follow(process, lambda line: None if received else on_line(line))
             code = process.wait()
         if received:
             raise InterruptedRunError(received[0])
-        if code != 0:
-            raise _failure(Path(folder), tail) or LaunchError(f"torchrun exited {code}")
+        if len(ended := ends(folder)) == num_procs:
+            if "interrupted" in ended:
+                raise InterruptedRunError
+        elif code != 0:
+            stuck = watch is not None and watch.stuck
+            raise _failure(folder, tail, rendezvous, stuck=stuck) or LaunchError(f"torchrun exited {code}")
 
 
-def _command(job_file: Path, num_procs: int, max_restarts: int) -> list[str]:
+def _command(
+    job_file: Path, num_procs: int, max_restarts: int, rendezvous: Rendezvous | None, grace_seconds: int
+) -> list[str]:
+    meeting = ["--standalone", "--nnodes=1"] if rendezvous is None else rendezvous.options()
     return [
-        *(sys.executable, "-m", LIFETIME, AGENT),
-        *("--standalone", "--nnodes=1", f"--nproc-per-node={num_procs}", f"--max-restarts={max_restarts}"),
-        *("--monitor-interval=0.1", f"--shutdown-timeout={GRACE_SECONDS}"),
+        *(sys.executable, "-m", AGENT, *meeting),
+        *(f"--nproc-per-node={num_procs}", f"--max-restarts={max_restarts}"),
+        *("--monitor-interval=0.1", f"--shutdown-timeout={grace_seconds}"),
         *("-m", LIFETIME, WORKER, str(job_file)),
     ]
 
 
-def _environment(failures: str, num_procs: int) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // num_procs)
+def _environment(notes: Path, num_procs: int) -> dict[str, str]:
+    threads = max(1, _num_cpus() // num_procs)
+    # torchrun reads options from PET_…, which Kubeflow's Trainer sets: here they are all arguments.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     return {
-        **os.environ,
-        FAILURES_VARIABLE: failures,
+        **inherited,
+        FOLDER_VARIABLE: str(notes),
         PARENT_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "PYTHONUNBUFFERED": "1",
+        # Below it, torch tells with two screens of C++ that a connection was lost.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         # With a store that outlives a restart, gloo finds the addresses of the workers that were lost.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
 
 
+def _num_cpus() -> int:
+    """Cores that this process may use: in a container fewer than the machine has (cgroup v2, cpu.max)."""
+    found = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            return max(1, min(found, int(quota) // int(period)))
+    return found
+
+
 @contextlib.contextmanager
-def _forwarding(process: "subprocess.Popen[str]") -> Iterator[list[int]]:
+def _forwarding(process: "subprocess.Popen[str]", kill_seconds: float) -> Iterator[list[int]]:
     """Pass SIGTERM and SIGINT on to the agent as SIGTERM, and kill it when the grace is over."""
     received: list[int] = []
     timers: list[threading.Timer] = []
 
     def forward(signum: int, _frame: FrameType | None) -> None:
         if not received:
-            timers.append(threading.Timer(KILL_SECONDS, process.kill))
+            timers.append(threading.Timer(kill_seconds, process.kill))
             timers[0].daemon = True
             timers[0].start()
         received.append(signum)
@@ -141,37 +181,44 @@ def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) ->
     return tail
 
 
-def _failure(folder: Path, tail: "deque[str]") -> LaunchError | None:
-    """Why the last start failed: a worker's own note, the oldest first, unless a signal ended one without a note.
+def _failure(folder: Path, tail: "deque[str]", rendezvous: Rendezvous | None, *, stuck: bool) -> LaunchError | None:
+    """Why the last start failed: a worker's own note, unless a signal ended one without a note.
 
-    The others' notes then only tell that a connection was lost.
+    Of notes the oldest that is not only of another rank's loss: the others then only tell that a connection was lost.
+    Where the nodes did not meet afterwards a start again may cure it, whatever was noted before.
     """
-    notes = [json.loads(path.read_text()) for path in folder.glob("failure-*.json")]
-    last = [note for note in notes if note["restart"] == max(note["restart"] for note in notes)]
-    killed = _killed("\n".join(tail), {note["rank"] for note in last}, folder)
+    end, last = agent_end(folder), last_failures(folder)
+    killed = _killed(folder, end, {note.rank for note in last}, "\n".join(tail), several=rendezvous is not None)
     if killed is not None:
         return killed
+    trouble = rendezvous.trouble(end.rendezvous) if rendezvous is not None and (stuck or end.rendezvous) else ""
     if last:
-        note = min(last, key=lambda note: note["time"])
-        return LaunchError(f"rank {note['rank']}: {note['error']}", ExitCode(note["exit_code"]))
+        note = min(last, key=lambda note: (note.lost, note.time))
+        code = ExitCode(note.exit_code)
+        curable = trouble and code == ExitCode.NEGATIVE
+        reason = f"rank {note.rank}: {note.error}" + (f"; then {trouble}" if trouble else "")
+        return LaunchError(reason, ExitCode.OUTSIDE if curable else code)
+    if trouble:
+        return LaunchError(trouble, ExitCode.OUTSIDE)
     lines = [line for line in tail if "Error" in line and not line.startswith((" ", "Traceback"))]
     return LaunchError(lines[0]) if lines else None
 
 
-def stall_note(folder: str | Path, rank: int | str) -> Path:
-    """Where a worker notes whom a collective waits for, while it does: NCCL aborts without an error of its own."""
-    return Path(folder, f"stall-{rank}.txt")
+def _killed(folder: Path, end: AgentEnd, noted: set[int], output: str, *, several: bool) -> LaunchError | None:
+    """A worker that a signal ended without a word of its own, SIGTERM aside: that is the agent's, after a failure.
 
-
-def _killed(output: str, noted: set[int], folder: Path) -> LaunchError | None:
-    """A worker that a signal ended without a word of its own, SIGTERM aside: that is the agent's, after a failure."""
-    for rank, number in _ENDED.findall(output):
-        name = signal.Signals(int(number)).name
-        if int(rank) in noted or name == "SIGTERM" or (name == "SIGKILL" and _KILLED_BY_AGENT in output):
+    NCCL's watchdog aborts a process whose peer is lost, which of `several` nodes is nobody's fault here.
+    """
+    for rank, code in end.ended.items():
+        if code >= 0:
+            continue
+        name = signal.Signals(-code).name
+        if rank in noted or name == "SIGTERM" or (name == "SIGKILL" and _KILLED_BY_AGENT in output):
             continue
         hint = ": out of memory, or killed by hand" if name == "SIGKILL" else ""
-        note = stall_note(folder, rank)
-        if name == "SIGABRT" and note.exists():
-            hint = f": {note.read_text() or 'see its log'}"
-        return LaunchError(f"rank {rank} was ended by {name}{hint}")
+        waited_for = stall(folder, rank) if name == "SIGABRT" else None
+        if waited_for is not None:
+            hint = f": {waited_for or 'see its log'}"
+        outside = several and name == "SIGABRT"
+        return LaunchError(f"rank {rank} was ended by {name}{hint}", ExitCode.OUTSIDE if outside else ExitCode.NEGATIVE)
     return None

@@ -13,6 +13,14 @@ UPDATE_SECONDS = 10
 """For what comes before and after a save: the update in flight, the trace, the result."""
 
 
+def grace_seconds(save_seconds: float) -> int:
+    """What a pod has to be given after SIGTERM, whose longest save took so long.
+
+    Twice that, `UPDATE_SECONDS`, and never less than Kubernetes' own default.
+    """
+    return max(DEFAULT_GRACE_SECONDS, math.ceil(2 * save_seconds) + UPDATE_SECONDS)
+
+
 class Event(BaseModel):
     """Something worth a mark on the report's plots."""
 
@@ -73,11 +81,8 @@ class TrainingResult(Document):
 
     @property
     def grace_seconds(self) -> int:
-        """What `terminationGracePeriodSeconds` has to be at least, for a SIGTERM to end in a checkpoint.
-
-        Twice the longest save, `UPDATE_SECONDS`, and never less than Kubernetes' own default.
-        """
-        return max(DEFAULT_GRACE_SECONDS, math.ceil(2 * self.save_seconds) + UPDATE_SECONDS)
+        """What `terminationGracePeriodSeconds` has to be at least, for a SIGTERM to end in a checkpoint."""
+        return grace_seconds(self.save_seconds)
 
     def to_markdown(self) -> str:
         """How the training ended, as a person reads it in the UI."""

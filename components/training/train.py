@@ -7,13 +7,15 @@ from typing import Literal
 from ..checkpoint import CheckpointError, CheckpointStore
 from ..checkpoint.reading import read_manifest
 from ..config import RunConfig
+from ..config.document import Document
 from ..config.plan import RunPlan
 from ..errors import ExitCode, UserError
 from ..storage import RunStore, S3Location, S3NotFoundError
 from .attempts import last_attempt
 from .job import Job
-from .launch import InterruptedRunError, LaunchError, launch
-from .result import Event, TrainingResult
+from .launch import InterruptedRunError, LaunchError
+from .result import Event, TrainingResult, grace_seconds
+from .start import start
 
 MAX_RESTARTS = 2
 """Restarts of all workers after one was lost, each from the newest checkpoint."""
@@ -38,13 +40,11 @@ def run_training(
         on_line: gets each line that the workers print.
 
     Raises:
-        UserError: for a launcher that this version has not, a run that was trained under another config or seed, or
-            a checkpoint to resume from that is none.
+        UserError: for a run that was trained under another config or seed, a checkpoint to resume from that is none,
+            or nodes that the launcher has not.
         InterruptedRunError: after SIGTERM or SIGINT here or on any rank, once the workers have saved.
         S3Error: when S3 cannot be reached from here.
     """
-    if config.distributed.launcher != "local":
-        raise UserError(f"distributed.launcher = {config.distributed.launcher}: not available in this version → local")
     run_store = RunStore(config.storage.uri, plan.run_id)
     run_store.store.ensure_bucket(run_store.prefix)
     run_store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
@@ -57,7 +57,15 @@ def run_training(
     job = _job(config, config_text, plan, run_store, resume)
     started = perf_counter()
     try:
-        launch([job], config.distributed.procs_per_node, MAX_RESTARTS, on_line)
+        start(
+            config,
+            config_text,
+            [job],
+            "train",
+            max_restarts=MAX_RESTARTS,
+            on_line=on_line,
+            grace_seconds=_grace_seconds(run_store, earlier),
+        )
         result = run_store.get("training", TrainingResult)
     except LaunchError as error:
         result = _failed(job, config, plan, error)
@@ -70,6 +78,18 @@ def run_training(
     if accounted.status == "interrupted":
         raise InterruptedRunError
     return accounted
+
+
+class _Measured(Document, extra="ignore"):
+    """What the training reads of the canary's report: that room is above this one."""
+
+    save_seconds: float = 0.0
+
+
+def _grace_seconds(run_store: RunStore, earlier: TrainingResult | None) -> int | None:
+    """What a SIGTERM has to leave time for, from the longest save of the canary and of earlier launches."""
+    measured = [one.save_seconds for one in (earlier, run_store.find("canary", _Measured)) if one is not None]
+    return grace_seconds(max(measured)) if measured else None
 
 
 def _require_checkpoint(uri: str) -> None:

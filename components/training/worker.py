@@ -4,12 +4,14 @@ Outcomes that all ranks agree on (completed, diverged, off plan, interrupted, ou
 the TrainingResult written by rank 0; anything else ends it with an error, and torchrun starts all processes again.
 """
 
-import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -18,16 +20,17 @@ from typing import Literal, NoReturn
 import torch
 import torch.distributed as dist
 
+from ..checkpoint.ranks import from_rank_0
 from ..checkpoint.reading import read_manifest
 from ..config.document import Verdict
-from ..errors import ConvergateError, ExitCode, UserError
+from ..errors import ConvergateError, ExitCode, OutsideError, UserError
 from ..storage import S3Location, S3Store
 from .attempts import claim_attempt
 from .facts import facts
-from .heartbeat import Heartbeat
+from .heartbeat import LOG, Heartbeat, lost_rank
 from .job import JOBS, Job
-from .launch import FAILURES_VARIABLE, stall_note
 from .loop import Stop, train
+from .notes import FOLDER_VARIABLE, failures, note_end, note_failure, note_stall, note_start, restart
 from .parallel import TORCH_SAYS
 from .progress import ANOMALIES, Progress
 from .result import Event, TrainingResult
@@ -38,6 +41,8 @@ from .session import Session
 
 OUTAGE_PAUSE_SECONDS = 10
 """Before the first restart after S3 failed; before the second, twice as long."""
+MEETING_SECONDS = 30
+"""After the timeout, until a rank that still waits for the others to begin ends itself."""
 
 
 def main(job_file: str) -> None:
@@ -45,41 +50,81 @@ def main(job_file: str) -> None:
     # A terminal's Ctrl-C is the launcher's to answer: it asks all ranks to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _heed_earlier_failures()
+    note_start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(mode=not torch.cuda.is_available())
     jobs = JOBS.validate_json(Path(job_file).read_text())
-    timeout = timedelta(minutes=jobs[0].config().distributed.timeout_minutes)
-    dist.init_process_group(_backend(jobs[0]), timeout=timeout)
-    heartbeat = Heartbeat(dist.get_rank(), dist.get_world_size(), timeout, _note_stall)
+    stop, heartbeat = None, None
     try:
+        heartbeat = _meet(jobs[0])
         for job in jobs:
             stop = _run(job, heartbeat)
             if stop is not None and stop.kind == "interrupted":
                 break
     except Exception as error:
         failed_at = time.time()
-        known = _in_words(error, heartbeat)
-        _note_failure(known, failed_at)
+        known, lost = _in_words(error, heartbeat)
+        note_failure(known, failed_at, lost=lost)
         _end_at_once(known)
+    note_end("interrupted" if stop is not None and stop.kind == "interrupted" else "done")
+    assert heartbeat is not None
     heartbeat.close()
     dist.destroy_process_group()
 
 
-def _in_words(error: Exception, heartbeat: Heartbeat) -> Exception:
-    """What torch says of a user's model or of a rank that is waited for, in words where we know them."""
-    waited_for = heartbeat.explain(error)
+def _meet(job: Job) -> Heartbeat:
+    """Make the process group of all ranks."""
+    timeout = timedelta(minutes=job.config().distributed.timeout_minutes)
+    with _bounded(timeout):
+        dist.init_process_group(_backend(job), timeout=timeout)
+    return Heartbeat(dist.get_rank(), dist.get_world_size(), timeout, _on_stall)
+
+
+@contextmanager
+def _bounded(timeout: timedelta) -> Iterator[None]:
+    """End this process where torch waits on without a bound: for a store whose host is silent."""
+
+    def end() -> None:
+        error = _lost_kind()(f"the ranks did not meet within {timeout} → {LOG}")
+        note_failure(error, time.time(), lost=True)
+        _end_at_once(error)
+
+    timer = threading.Timer(timeout.total_seconds() + MEETING_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _in_words(error: Exception, heartbeat: Heartbeat | None) -> tuple[Exception, bool]:
+    """What torch says of a user's model or of a rank that is waited for or gone, in words where we know them.
+
+    Also whether the cause is another rank.
+    """
+    waited_for = heartbeat.explain(error) if heartbeat is not None else None
     if waited_for is not None:
-        return ConvergateError(waited_for)
+        return _lost_kind()(waited_for), True
+    gone = lost_rank(error)
+    if gone is not None:
+        return _lost_kind()(gone), True
     for said, meaning in TORCH_SAYS.items():
         if said in str(error):
-            return UserError(meaning)
-    return error
+            return UserError(meaning), False
+    return error, False
+
+
+def _lost_kind() -> type[ConvergateError]:
+    """What the loss of a rank is: of one on another machine it is nobody's here, and a start again may cure it."""
+    several_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    return OutsideError if several_nodes else ConvergateError
 
 
 def _end_at_once(error: Exception) -> NoReturn:
     """Show the error and leave without any clean-up: that could wait for a rank that is gone."""
     if isinstance(error, ConvergateError):
-        print(f"convergate: rank {dist.get_rank()}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"convergate: rank {os.environ['RANK']}: {error}", file=sys.stderr)  # noqa: T201
     else:
         traceback.print_exception(error)
     sys.stdout.flush()
@@ -96,8 +141,11 @@ def _run(job: Job, heartbeat: Heartbeat) -> Stop | None:
     session.guard.agree_before_start(facts(session))
     try:
         progress, stop = _train(session, progress)
-    finally:
-        session.trace.close()
+    except Exception:
+        with suppress(ConvergateError):
+            session.trace.close()  # What ended the training is told, and not what that makes of its trace.
+        raise
+    session.trace.close()
     _report(session, progress, stop, events, perf_counter() - started)
     return stop
 
@@ -124,19 +172,27 @@ def _train(session: Session, progress: Progress) -> tuple[Progress, Stop | None]
 
 
 def _report(session: Session, progress: Progress, stop: Stop | None, events: list[Event], seconds: float) -> None:
-    """Gather every rank's figures; rank 0 writes the result."""
+    """Gather every rank's figures; rank 0 writes the result, and no rank has ended before it is written."""
     progress.save_seconds = max(progress.save_seconds, session.saver.longest_seconds)
     everyone: list[Progress] = [progress] * session.world_size
     dist.all_gather_object(everyone, progress)
-    if session.rank != 0:
-        return
     seen = Progress.merged(everyone)
-    events += [Event(step=d.step, kind=d.kind, detail=d.detail) for d in (*seen.events, *seen.first_detections())]
+    location = S3Location.parse(session.job.result_uri)
+    from_rank_0(
+        lambda: S3Store().write(location, _result(session, seen, stop, events, seconds).to_json(), "application/json")
+    )
+
+
+def _result(session: Session, seen: Progress, stop: Stop | None, events: list[Event], seconds: float) -> TrainingResult:
+    events = [
+        *events,
+        *(Event(step=d.step, kind=d.kind, detail=d.detail) for d in (*seen.events, *seen.first_detections())),
+    ]
     if stop is not None:
         events.append(Event(step=stop.step, kind=stop.kind, detail=stop.detail))
     status = _status(stop)
     verdict: Verdict = "PASS" if status == "completed" else "FAIL"
-    result = TrainingResult(
+    return TrainingResult(
         run_id=session.job.run_id,
         seconds=seconds,
         summary=_summary(session, seen, stop),
@@ -166,7 +222,6 @@ def _report(session: Session, progress: Progress, stop: Stop | None, events: lis
         save_seconds=seen.save_seconds,
         events=sorted(events, key=lambda event: event.step),
     )
-    S3Store().write(S3Location.parse(session.job.result_uri), result.to_json(), "application/json")
 
 
 def _status(
@@ -199,45 +254,23 @@ def _backend(job: Job) -> str:
     return ("nccl" if torch.cuda.is_available() else "gloo") if wanted == "auto" else wanted
 
 
-def _note_failure(error: Exception, failed_at: float) -> None:
-    """Leave the error for the launcher, which shows the oldest: it is the cause of the others."""
-    folder = os.environ.get(FAILURES_VARIABLE)
-    if folder:
-        rank, restart = int(os.environ.get("RANK", "0")), _restart()
-        text = str(error) if isinstance(error, ConvergateError) else f"{type(error).__name__}: {error}"
-        note = {
-            "rank": rank,
-            "restart": restart,
-            "time": failed_at,
-            "error": text.splitlines()[0] if text else "",
-            "exit_code": int(getattr(error, "exit_code", 1)),
-        }
-        Path(folder, f"failure-{restart}-{rank}.json").write_text(json.dumps(note))
-
-
-def _note_stall(waited_for: str) -> None:
-    """Leave who is waited for, should NCCL's watchdog abort this process; or take that back."""
-    rank, folder = os.environ["RANK"], os.environ.get(FAILURES_VARIABLE)
+def _on_stall(waited_for: str) -> None:
+    """Say and leave who is waited for; or, with nothing, take that back."""
     if waited_for:
-        print(f"convergate: rank {rank}: {waited_for}", file=sys.stderr, flush=True)  # noqa: T201
-    if folder:
-        stall_note(folder, rank).write_text(waited_for)
+        print(f"convergate: rank {os.environ['RANK']}: {waited_for}", file=sys.stderr, flush=True)  # noqa: T201
+    note_stall(waited_for)
 
 
 def _heed_earlier_failures() -> None:
     """In a restart: leave at once where only the user can mend the cause, and give an outage time to pass."""
-    folder, restart = os.environ.get(FAILURES_VARIABLE), _restart()
-    if not folder or restart == 0:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder or restart() == 0:
         return
-    codes = {json.loads(path.read_text())["exit_code"] for path in Path(folder).glob("failure-*.json")}
-    if ExitCode.USAGE in codes:
+    earlier = failures(folder)
+    if any(failure.exit_code == ExitCode.USAGE for failure in earlier):
         os._exit(ExitCode.USAGE)
-    if ExitCode.OUTSIDE in codes:
-        time.sleep(OUTAGE_PAUSE_SECONDS * restart)
-
-
-def _restart() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if any(failure.exit_code == ExitCode.OUTSIDE and not failure.lost for failure in earlier):
+        time.sleep(OUTAGE_PAUSE_SECONDS * restart())
 
 
 if __name__ == "__main__":

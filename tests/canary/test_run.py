@@ -75,7 +75,7 @@ PASSING = {
 def test_a_good_config_passes_also_when_the_step_is_tried_again(s3: str) -> None:
     """An odd number of steps, counted in epochs, over what an earlier try of the step left."""
     prefix = RunStore(s3, "run-1").prefix / "canary"
-    S3Store().create(prefix / "first-steps/result.json.attempts/001.json", b"{}")
+    S3Store().create(prefix / "earlier/first-steps/result.json.attempts/001.json", b"{}")
     report = canary(s3, schedule={"total_steps": "none", "total_epochs": 5})
     assert verdicts(report) == PASSING
     assert (report.verdict, report.reason, report.steps, report.world_size) == ("PASS", "", 9, 2)
@@ -91,7 +91,7 @@ def test_a_good_config_passes_also_when_the_step_is_tried_again(s3: str) -> None
     assert set(trace["samples"]) == {16}
     drill = next(check for check in report.checks if check.name == "save, kill -9, restore")
     assert drill.figure == "6 of 6 repeated steps equal"
-    mechanics = read_trace(str(prefix / "compressed/trace"))
+    mechanics = read_trace(report.trace_uri.replace("first-steps", "compressed"))
     assert sorted(mechanics["step"].unique()) == list(range(COMPRESSED_STEPS))
 
     total_steps = 5 * (NUM_TRAIN // 32)
@@ -100,7 +100,9 @@ def test_a_good_config_passes_also_when_the_step_is_tried_again(s3: str) -> None
     assert report.summary.startswith("PASS   projected: ")
     assert report.seconds > 0
     assert RunStore(s3, "run-1").get("canary", CanaryReport) == report
-    assert [place.key for place in S3Store().list(prefix) if "checkpoints" in place.key] == []
+    assert report.save_seconds > 0
+    left = [place.key.removeprefix(prefix.key) for place in S3Store().list(prefix)]
+    assert not any("checkpoints" in key or "earlier" in key for key in left)
 
 
 def trained(root: str) -> InitialWeights:
@@ -127,7 +129,7 @@ def test_the_first_steps_begin_with_the_runs_own_weights(s3: str) -> None:
     config = parse_config(text)
     report = run_canary(config, text, make_plan(config, "run-1", Facts(initial=initial)), on_line=lambda _: None)
     assert verdicts(report) == PASSING
-    mechanics = read_trace(str(RunStore(s3, "run-1").prefix / "canary/compressed/trace"))
+    mechanics = read_trace(report.trace_uri.replace("first-steps", "compressed"))
     first, untrained = (trace[trace["step"] == 0]["loss"].mean() for trace in (read_trace(report.trace_uri), mechanics))
     assert first < untrained / 4
     falling = next(check for check in report.checks if check.name == "falling loss")

@@ -38,12 +38,12 @@ def test_a_retried_step_makes_the_same_plan(parsed: Parsed) -> None:
 
 
 def test_errors_make_it_fail_and_the_first_is_its_reason(parsed: Parsed) -> None:
-    plan = make_plan(parsed({"schedule.lr0": 50, "distributed.nodes": 2, "canary.nodes": 3}), "run")
+    plan = make_plan(parsed({"schedule.lr0": 50, "distributed.nodes": 2, "canary.nodes": 2}), "run")
     assert plan.verdict == "FAIL"
-    assert plan.reason == "error: distributed.nodes = 2: not available in this version → leave it out"
+    assert plan.reason == "error: distributed.nodes = 2: this machine is one node → distributed.launcher: trainjob"
     assert plan.problems == [
-        "error: distributed.nodes = 2: not available in this version → leave it out",
-        "error: canary.nodes = 3: not available in this version → leave it out",
+        "error: distributed.nodes = 2: this machine is one node → distributed.launcher: trainjob",
+        "error: canary.nodes = 2: this machine is one node → distributed.launcher: trainjob",
         "warning: schedule.lr0 = 50: a peak of 50 without gradient clipping usually diverges with sgd"
         " → optimizer.grad_clip_norm: 1.0, or lr0 ≤ 1",
     ]

@@ -320,19 +320,33 @@ def test_what_is_usual_brings_no_warning(parsed: Parsed, values: dict[str, Any])
     assert preflight(parsed(values)).problems == []
 
 
+@pytest.mark.parametrize("path", ["distributed.nodes", "canary.nodes"])
+def test_several_nodes_need_a_launcher_for_them(parsed: Parsed, path: str) -> None:
+    problem = Problem(path, "this machine is one node", "2", "distributed.launcher: trainjob")
+    assert preflight(parsed({path: 2})).errors == [problem]
+    assert preflight(parsed({path: 2, "distributed.launcher": "trainjob"})).errors == []
+
+
+def test_a_canary_of_one_node_does_not_see_the_network_between_nodes(parsed: Parsed) -> None:
+    (found,) = preflight(parsed({"distributed.launcher": "trainjob", "distributed.nodes": 4})).problems
+    assert (found.head, found.fix, found.level) == ("canary.nodes = 1", "2", "warning")
+    more = {"distributed.launcher": "trainjob", "distributed.nodes": 4, "canary.nodes": 2}
+    assert preflight(parsed(more)).problems == []
+
+
 @pytest.mark.parametrize(
-    ("values", "path", "value"),
-    [
-        ({"distributed.launcher": "trainjob"}, "distributed.launcher", "trainjob"),
-        ({"distributed.nodes": 2}, "distributed.nodes", "2"),
-        ({"canary.nodes": 2}, "canary.nodes", "2"),
-    ],
+    ("nodes", "procs", "fix"),
+    [(3, 1, "at most 2"), (3, 4, "at most 2"), (2, 3, "nodes × procs_per_node that 64 divides by")],
 )
-def test_a_key_without_code_behind_it_is_refused_not_ignored(
-    parsed: Parsed, values: dict[str, Any], path: str, value: str
+def test_the_canarys_batch_divides_over_the_processes_of_all_nodes(
+    parsed: Parsed, nodes: int, procs: int, fix: str
 ) -> None:
-    errors = preflight(parsed(values)).errors
-    assert errors == [Problem(path, "not available in this version", value, "leave it out")]
+    values = {"distributed.launcher": "trainjob", "canary.nodes": nodes, "canary.procs_per_node": procs}
+    config = parsed(values)
+    assert config.canary.world_size == nodes * procs
+    reason = f"training.batch_size = 64 does not divide over {nodes} × {procs} processes"
+    assert preflight(config).errors == [Problem("canary.nodes", reason, str(nodes), fix)]
+    assert preflight(parsed({**values, "canary.nodes": 2, "canary.procs_per_node": 4})).errors == []
 
 
 def test_epochs_are_judged_once_the_data_is_known(parsed: Parsed) -> None:

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from convergate.components.storage import S3Location, S3Store
+from convergate.components.storage import S3Error, S3Location, S3Store
 from convergate.components.telemetry import read_trace
 from convergate.components.training import heartbeat
 from convergate.components.training import launch as launching
-from convergate.components.training.heartbeat import Beat, Heartbeat, describe
+from convergate.components.training.heartbeat import Beat, Heartbeat, describe, lost_rank
 from convergate.components.training.job import Job
 from convergate.pipelines.servers import free_port
 
@@ -173,7 +173,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dist.TCPStore:
 @pytest.mark.parametrize(("text", "told"), [(GLOO, True), (NCCL, True), (STORE, True), (LOST, False), ("no", False)])
 def test_timeouts_of_gloo_nccl_and_the_store_are_explained_and_other_errors_are_not(text: str, told: bool) -> None:
     line = Heartbeat(1, 2).explain(RuntimeError(text))
-    assert line == ("a collective waits for rank 0, which was never heard → " + heartbeat._LOG if told else None)
+    assert line == ("a collective waits for rank 0, which was never heard → " + heartbeat.LOG if told else None)
 
 
 @pytest.mark.usefixtures("store")
@@ -247,3 +247,33 @@ def test_a_run_that_waits_for_a_rank_ends_with_its_name(
     assert re.match(rf"{ended}a collective waits for rank 1 on \S+ {place}", str(caught.value)), lines
     trace = read_trace(uris["trace_uri"])
     assert list(trace[trace["rank"] == 0]["step"]) == ([] if aborted else [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "[/a/b.cc:5] Connection closed by peer [10.0.0.2]:17. This is typically …",
+            "Connection closed by peer [10.0.0.2]:17",
+        ),
+        ("[/a/b.cc:9] Read error [::1]:5: Connection reset by peer", "Read error [::1]:5: Connection reset by peer"),
+        ("wait timeout after 60000ms, keys: /default_pg/0", "wait timeout after 60000ms, keys: /default_pg/0"),
+        (
+            "NCCL error in: a.cpp\nncclRemoteError: A call failed possibly due to a network error",
+            "ncclRemoteError: A call",
+        ),
+    ],
+)
+def test_a_rank_that_is_gone_is_said_in_one_line(said: str, told: str) -> None:
+    line = lost_rank(RuntimeError(said))
+    assert line is not None
+    assert line.startswith(f"the connection to another rank is lost: {told}")
+    assert line.endswith("→ the log of that rank tells why")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error", [S3Error("Connection reset by peer"), RuntimeError("shapes differ"), ConnectionError("Broken pipe")]
+)
+def test_other_errors_are_no_lost_rank(error: Exception) -> None:
+    assert lost_rank(error) is None
