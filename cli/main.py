@@ -8,7 +8,7 @@ import sys
 import click
 
 from .. import __version__
-from ..components.errors import ConvergateError, ExitCode
+from ..components.errors import ConvergateError, ExitCode, TerminatedError
 
 COMMANDS = {
     "validate": ("configs", "Schema and preflight of a config; prints its digest."),
@@ -18,6 +18,7 @@ COMMANDS = {
     "canary": ("running", "The canary alone."),
     "train": ("running", "The training alone; continues where it was interrupted."),
     "retrain": ("running", "The whole DAG, from validation to the alias."),
+    "recurring": ("recurring", "A pipeline on a schedule, on Kubeflow Pipelines."),
     "compile": ("compiling", "Every pipeline as KFP IR YAML."),
     "slo": ("ledger", "Where the convergence SLO stands."),
     "runs": ("ledger", "What ran, and how it ended."),
@@ -26,6 +27,7 @@ COMMANDS = {
     "checkpoints": ("checkpoints", "What stands on S3: list it, verify it, clean it up."),
     "promote": ("promotion", "A person's approval of a challenger."),
     "rollback": ("promotion", "Back to the previous champion."),
+    "doctor": ("doctor", "Can this machine, or this cluster, run it; each check with the fix."),
 }
 """Command: (its module, its line in the help)."""
 BROKEN_PIPE = 141
@@ -90,6 +92,9 @@ def main() -> None:
     except KeyboardInterrupt:
         click.echo("convergate: interrupted", err=True)
         code = ExitCode.INTERRUPTED
+    except TerminatedError as error:
+        click.echo(f"convergate: {error}", err=True)
+        code = error.exit_code
     sys.exit(int(code or 0))
 
 

@@ -37,3 +37,9 @@ class NotFoundError(ConvergateError):
     """An object, run or checkpoint that was asked for does not exist."""
 
     exit_code = ExitCode.USAGE
+
+
+class TerminatedError(BaseException):
+    """SIGTERM. No Exception: boto would take one for a lost connection, and try again."""
+
+    exit_code = ExitCode.TERMINATED

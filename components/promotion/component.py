@@ -51,8 +51,8 @@ def promote(
     Args:
         config: The run config, as YAML text.
         run_id: The run's id.
-        decision: The Decision of gate, as JSON; REJECT and HOLD fail the step, and where CONVERGATE_DECISION_KEY
-            names a key file a wrong signature does.
+        decision: The Decision of gate, as JSON, the same that gate stored in the run's prefix: another fails the step.
+            REJECT and HOLD do too, and where CONVERGATE_DECISION_KEY names a key file a wrong signature does.
         promotion: The Promotion as JSON: model, version, alias, released checkpoint, audit record.
         summary: The same, for the UI.
 
@@ -65,8 +65,11 @@ def promote(
     from convergate.components.config import parse_config
     from convergate.components.promotion.promote import promote_run
     from convergate.components.slo.decision import Decision
+    from convergate.components.storage import RunStore
 
-    result = promote_run(parse_config(config), run_id, Decision.from_json(Path(decision.path).read_bytes()))
+    parsed, given = parse_config(config), Decision.from_json(Path(decision.path).read_bytes())
+    allowed = RunStore(parsed.storage.uri, run_id).require("decision", given)
+    result = promote_run(parsed, run_id, allowed)
     Path(promotion.path).write_bytes(result.to_json())
     Path(summary.path).write_text(result.to_markdown())
 

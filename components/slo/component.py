@@ -32,7 +32,7 @@ def open_run(config: str, run_id: str, job_id: str, kind: str, submitter: str) -
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
 def gate(
     config: str,
-    run_id: str,  # noqa: ARG001 - every step's face has it; here the plan says it
+    run_id: str,
     plan: Input[Artifact],
     training: Input[Artifact],
     evaluation: Input[Artifact],
@@ -42,8 +42,8 @@ def gate(
 ) -> NamedTuple("Outputs", [("verdict", str), ("reason", str)]):  # type: ignore[valid-type]
     """Decide by the convergence SLO: REJECT, HOLD, CHALLENGER or PROMOTE.
 
-    It reads the ledger of the config's experiment and model; the run itself is counted. The decision is also stored
-    as `decision.json` in the run's prefix.
+    It reads the ledger of the config's experiment and model; the run itself is counted. The documents that it is given
+    have to be those that their steps stored in the run's prefix. The decision is also stored there, as `decision.json`.
 
     Args:
         config: The run config, as YAML text.
@@ -56,7 +56,7 @@ def gate(
         metrics: Runs counted and runs converged in the window.
 
     Returns:
-        verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), else FAIL.
+        verdict: PASS when an alias may be set (PROMOTE, CHALLENGER), FAIL on REJECT, INCONCLUSIVE on HOLD.
         reason: Of the decision.
     """
     from pathlib import Path
@@ -65,13 +65,16 @@ def gate(
     from convergate.components.config.plan import RunPlan
     from convergate.components.evaluation.result import Evaluation
     from convergate.components.slo.gate import run_gate
+    from convergate.components.storage import RunStore
     from convergate.components.training.result import TrainingResult
 
+    parsed = parse_config(config)
+    run = RunStore(parsed.storage.uri, run_id)
     decided = run_gate(
-        parse_config(config),
-        RunPlan.from_json(Path(plan.path).read_bytes()),
-        TrainingResult.from_json(Path(training.path).read_bytes()),
-        Evaluation.from_json(Path(evaluation.path).read_bytes()),
+        parsed,
+        run.require("plan", RunPlan.from_json(Path(plan.path).read_bytes())),
+        run.require("training", TrainingResult.from_json(Path(training.path).read_bytes())),
+        run.require("evaluation", Evaluation.from_json(Path(evaluation.path).read_bytes())),
     )
     Path(decision.path).write_bytes(decided.to_json())
     Path(summary.path).write_text("\n".join(["```", *decided.lines(), "```"]) + "\n")
@@ -83,4 +86,5 @@ def gate(
         verdict: str
         reason: str
 
-    return Outputs("PASS" if decided.sets_alias else "FAIL", decided.summary)
+    stopped = "INCONCLUSIVE" if decided.decision == "HOLD" else "FAIL"
+    return Outputs("PASS" if decided.sets_alias else stopped, decided.summary)

@@ -19,7 +19,8 @@ from ..errors import NotFoundError, OutsideError, UserError
 from ..storage import ObjectExistsError, S3Location, S3NotFoundError, S3Store
 
 RunKind = Literal["retrain", "canary", "sweep"]
-RunClass = Literal["converged", "not_converged", "rejected", "infrastructure", "interrupted"]
+RunClass = Literal["converged", "not_converged", "rejected", "infrastructure", "interrupted", "passed"]
+"""How a run ended; `passed` is a canary's own, which trains nothing to its end."""
 DEADLINE = timedelta(hours=24)
 READERS = 8
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -11,6 +11,7 @@ from .errors import (
     BucketNotFoundError,
     DamagedError,
     ObjectExistsError,
+    S3DeniedError,
     S3Error,
     S3NotFoundError,
     UploadGoneError,
@@ -87,11 +88,12 @@ class translated:  # noqa: N801 - reads as a statement: `with translated(...)`
             return DamagedError(f"{self.location} is shorter than it should be")
         if code in ("PreconditionFailed", "ConditionalRequestConflict") or status in (409, 412):
             return ObjectExistsError(f"cannot {self.action} {self.location}: it exists, or was changed meanwhile")
-        if status in (401, 403):
+        denied = status in (401, 403)
+        if denied:
             cause = f"permission denied ({code}) → check the credentials and the policy"
         else:
             cause = f"{shown_endpoint()} answered {' '.join(dict.fromkeys([str(status), code]))} → see its log"
-        return S3Error(f"cannot {self.action} {self.location}: {cause}")
+        return (S3DeniedError if denied else S3Error)(f"cannot {self.action} {self.location}: {cause}")
 
 
 def was_repeated(error: S3Error) -> bool:

@@ -1,6 +1,6 @@
 """What can go wrong on S3, by what a caller can do about it."""
 
-from ..errors import OutsideError
+from ..errors import ConvergateError, OutsideError
 
 
 class S3Error(OutsideError):
@@ -19,6 +19,10 @@ class UploadGoneError(S3NotFoundError):
     """A multipart upload is none that the server knows."""
 
 
+class S3DeniedError(S3Error):
+    """The credentials, or their policy, do not allow it."""
+
+
 class BrokenOffError(S3Error):
     """An answer came in part or cannot be read; the next one may be whole."""
 
@@ -29,3 +33,7 @@ class ObjectExistsError(S3Error):
 
 class DamagedError(S3Error):
     """An object is shorter than it should be, or holds other bytes, also when it is read again."""
+
+
+class AlteredError(ConvergateError):
+    """A document is not the one that its step stored."""

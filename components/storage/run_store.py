@@ -5,7 +5,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ..config.document import Document
-from .errors import S3Error, S3NotFoundError
+from .errors import AlteredError, S3Error, S3NotFoundError
 from .s3 import S3Location, S3Store
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
@@ -48,6 +48,25 @@ class RunStore:
             return self.get(name, kind)
         except S3NotFoundError:
             return None
+
+    def require(self, name: str, document: AnyDocument) -> AnyDocument:
+        """The document, where it is the one that stands in the run's prefix.
+
+        On a cluster an artifact between two steps can be written by all that runs in the pipeline, the user's code
+        too; into the prefix only by the step that makes it.
+
+        Raises:
+            AlteredError: when another stands there, or none.
+            S3Error: when S3 fails.
+        """
+        stored = self.find(name, type(document))
+        if stored is None or stored.to_json() != document.to_json():
+            found = "there is none" if stored is None else "another stands"
+            raise AlteredError(
+                f"the {name} that run {self.run_id} was given is not what its step stored: {found} at"
+                f" {self.prefix / name}.json → run that step again"
+            )
+        return document
 
     def names(self) -> set[str]:
         """The names of the documents there are."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from .answers import broken_off, translated, was_repeated
 from .client import s3_client
-from .errors import BrokenOffError, ObjectExistsError, S3Error, S3NotFoundError, UploadGoneError
+from .errors import BrokenOffError, ObjectExistsError, S3DeniedError, S3Error, S3NotFoundError, UploadGoneError
 from .transfer import persist
 
 COPY_BYTES = 5 * 2**30
@@ -219,10 +219,15 @@ class S3Store:
             s3_client().delete_object(Bucket=location.bucket, Key=location.key)
 
     def ensure_bucket(self, location: S3Location) -> None:
-        """Create the bucket where it is missing."""
+        """Create the bucket where it is missing.
+
+        Keys that may not look at a bucket as a whole take it to be there: what is read or written next tells.
+        """
         try:
             with translated(location, "look up"):
                 s3_client().head_bucket(Bucket=location.bucket)
+        except S3DeniedError:
+            return
         except S3NotFoundError:
             region = s3_client().meta.region_name
             where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}

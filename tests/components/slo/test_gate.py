@@ -12,6 +12,7 @@ from convergate.components.errors import UserError
 from convergate.components.slo import Decision, EndRecord, Ledger, classify, find_run, take_standing
 from convergate.components.slo.gate import end_record, open_run, run_gate
 from convergate.components.storage import RunStore
+from convergate.components.storage.errors import AlteredError
 
 
 def text_at(root: str, make: SimpleNamespace, extra: str = "") -> str:
@@ -171,6 +172,7 @@ def test_the_gates_face_packs_the_decision(s3: str, make: SimpleNamespace, tmp_p
     artifacts = {name: SimpleNamespace(path=str(tmp_path / name)) for name in [*documents, "decision", "summary"]}
     for name, document in documents.items():
         Path(artifacts[name].path).write_bytes(document.to_json())
+        RunStore(s3, "job-1").put(name, document)
     logged: dict[str, float] = {}
     metrics = SimpleNamespace(log_metric=logged.__setitem__)
     answer = component.gate.python_func(config=text, run_id="job-1", metrics=metrics, **artifacts)
@@ -178,3 +180,7 @@ def test_the_gates_face_packs_the_decision(s3: str, make: SimpleNamespace, tmp_p
     assert Decision.from_json(Path(artifacts["decision"].path).read_bytes()).decision == "CHALLENGER"
     assert "SLO        INSUFFICIENT  1 of 1 runs converged" in Path(artifacts["summary"].path).read_text()
     assert logged == {"runs_converged": 1.0, "runs_counted": 1}
+
+    Path(artifacts["evaluation"].path).write_bytes(make.evaluation("job-1", value=0.999).to_json())
+    with pytest.raises(AlteredError, match="the evaluation that run job-1 was given is not what its step stored"):
+        component.gate.python_func(config=text, run_id="job-1", metrics=metrics, **artifacts)

@@ -51,16 +51,24 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> str:
     return endpoint
 
 
-@actions
-def test_permission_denied_is_never_taken_for_not_found(
-    s3: str, words: str, act: Callable[[S3Location], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", [name for name in ACTIONS if name != "ensure_bucket"])
+def test_permission_denied_is_never_taken_for_not_found(s3: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, act = ACTIONS[name]
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     place = S3Location.parse(s3) / "object"
     text = failure(act, place)
     assert text.startswith(f"cannot {words} {place}: permission denied (")
     assert text.endswith(") → check the credentials and the policy")
+
+
+def test_a_bucket_that_may_not_be_looked_at_is_not_made(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys for some prefixes of a bucket only: whether it is there is told by what is written next."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    place = S3Location.parse(s3) / "object"
+    S3Store().ensure_bucket(place)
+    assert "permission denied" in failure(ACTIONS["write"][1], place)
 
 
 @pytest.mark.parametrize("server", ["s3", "moto"])

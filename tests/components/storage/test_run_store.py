@@ -4,6 +4,7 @@ import pytest
 from convergate.components.config.document import Document
 from convergate.components.evaluation import Evaluation
 from convergate.components.storage import RunStore, S3Error, S3NotFoundError, S3Store
+from convergate.components.storage.errors import AlteredError
 
 
 class Note(Document):
@@ -57,3 +58,16 @@ def test_the_names_are_those_of_its_own_documents(s3: str) -> None:
         S3Store().write(store.prefix / key, b"{}")
     RunStore(s3, "run-10").put("other", Note(run_id="run-10", text=""))
     assert store.names() == {"plan", "data"}
+
+
+def test_what_a_step_is_given_is_what_the_step_before_stored(s3: str) -> None:
+    """On a cluster the user's code may write an artifact between two steps, and not another step's document."""
+    store, note = RunStore(s3, "run-1"), Note(run_id="run-1", text="a")
+    with pytest.raises(
+        AlteredError, match=r"given is not what its step stored: there is none at .*/run-1/note.json → "
+    ):
+        store.require("note", note)
+    store.put("note", note)
+    assert store.require("note", note) == note
+    with pytest.raises(AlteredError, match="another stands at"):
+        store.require("note", note.model_copy(update={"text": "forged"}))
