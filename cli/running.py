@@ -3,6 +3,7 @@
 import json
 import secrets
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import click
 
@@ -10,7 +11,10 @@ from ..components.config import ProblemsError, RunConfig, config_digests, load_c
 from ..components.config.plan import RunPlan, make_plan
 from ..components.config.preflight import Facts, preflight
 from ..components.errors import ExitCode, UserError
+from .cluster import Cluster, cluster_options, require_host, require_valid, submit_and_wait, wait_options
 from .options import CONFIG, HOME, JSON
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def new_run_id(experiment: str) -> str:
@@ -18,34 +22,40 @@ def new_run_id(experiment: str) -> str:
     return f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+HOST = click.option("--host", help="Submit to Kubeflow Pipelines at this URL instead.")
+
+
 @click.command("retrain")
 @CONFIG
-@click.option("--host", help="Submit to Kubeflow Pipelines at this URL instead.")
+@HOST
+@wait_options
+@cluster_options
 @JSON
-def retrain_command(config: str, host: str | None, as_json: bool) -> None:
+def retrain_command(config: str, host: str | None, wait: bool, minutes: float, cluster: Cluster, as_json: bool) -> None:
     """Run the whole DAG: validate, canary, train, evaluate, decide, promote. Exit 1 on a FAIL or REJECT, 3 on HOLD.
 
     A config or a task that is wrong exits 2.
 
     The embedded S3 and MLflow servers are used unless AWS_ENDPOINT_URL, AWS credentials or MLFLOW_TRACKING_URI are set.
+    With --host the run is on the cluster, and its link is printed; with --wait the exit code is the run's.
 
     \b
     Examples:
       convergate retrain manifests/configs/digits.yaml
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 convergate retrain manifests/configs/digits.yaml
-      convergate retrain manifests/configs/digits.yaml --host https://pipelines.example.org
+      convergate retrain manifests/configs/digits.yaml --host https://pipelines.example.org --wait
     """  # noqa: D301
     from .progress import RunProgress
 
+    require_host(host, wait=wait)
     parsed, text = load_config(config)
     if host:
-        from ..pipelines.submitting import submit
-
-        url = submit(parsed, text, host)
-        click.echo(json.dumps({"url": url}) if as_json else url)
+        require_valid(parsed, config)
+        submit_and_wait("retrain", parsed, text, host, cluster, wait=wait, minutes=minutes, as_json=as_json)
         return
     from ..pipelines.here import retrain_here
 
+    _require_reachable_s3(parsed)
     run_id = new_run_id(parsed.experiment)
     with RunProgress(parsed, run_id, quiet=as_json) as progress:
         outcome = retrain_here(parsed, text, run_id, HOME, progress)
@@ -54,6 +64,26 @@ def retrain_command(config: str, host: str | None, as_json: bool) -> None:
     else:
         progress.finish(outcome)
     raise click.exceptions.Exit(outcome.exit_code)
+
+
+def _require_reachable_s3(config: RunConfig) -> None:
+    """A TrainJob's pods cannot reach a server on this machine's loopback, as the embedded one is.
+
+    Raises:
+        UserError: when they would have to.
+    """
+    if config.distributed.launcher != "trainjob":
+        return
+    from ..components.storage.client import endpoint_url
+    from ..pipelines.servers import s3_is_configured
+
+    endpoint = endpoint_url() or ""
+    if not s3_is_configured() or (urlsplit(endpoint).hostname or "") in LOOPBACK:
+        where = endpoint or "the embedded S3 server"
+        raise UserError(
+            f"distributed.launcher = trainjob: pods cannot reach {where}"
+            " → AWS_ENDPOINT_URL of an S3 that they reach, --host URL, or launcher: local"
+        )
 
 
 def _require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> None:
@@ -88,19 +118,31 @@ def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
 
 @click.command("canary")
 @CONFIG
+@HOST
+@wait_options
+@cluster_options
 @JSON
-def canary_command(config: str, as_json: bool) -> None:
+def canary_command(config: str, host: str | None, wait: bool, minutes: float, cluster: Cluster, as_json: bool) -> None:
     """Run the canary alone and show its checks; exit 1 on FAIL, 3 on INCONCLUSIVE.
 
+    With --host the canary pipeline runs on the cluster; with --wait the exit code is the run's, as a CI wants it.
+
     \b
-    Example:
+    Examples:
       convergate canary manifests/configs/digits.yaml --json
+      convergate canary manifests/configs/digits.yaml --host https://pipelines.example.org --wait --timeout 60
     """  # noqa: D301
+    require_host(host, wait=wait)
+    parsed, text = load_config(config)
+    if host:
+        require_valid(parsed, config)
+        submit_and_wait("canary", parsed, text, host, cluster, wait=wait, minutes=minutes, as_json=as_json)
+        return
     from ..canary.run import run_canary
     from ..pipelines.servers import embedded_servers
 
-    parsed, text = load_config(config)
     _require_valid(parsed, config)
+    _require_reachable_s3(parsed)
     with embedded_servers(HOME, mlflow=False):
         plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
         report = run_canary(
@@ -138,6 +180,7 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
     parsed, text = load_config(config)
     name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}-{parsed.seed}"
     _require_valid(parsed, config)
+    _require_reachable_s3(parsed)
     with embedded_servers(HOME, mlflow=False):
         plan = _plan(parsed, config, name)
         result = run_training(

@@ -1,6 +1,7 @@
 """The end of a run, whatever happened: its class in the ledger, its report, its mirror in MLflow."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 
 from ..canary.report import CanaryReport
@@ -15,9 +16,10 @@ from ..components.promotion.registry import initial_tags
 from ..components.report import RunPage, render, render_markdown
 from ..components.slo.decision import Decision, classify
 from ..components.slo.gate import end_record
-from ..components.slo.ledger import EndRecord, Ledger
+from ..components.slo.ledger import EndRecord, Ledger, RunClass
 from ..components.storage import RunStore
 from ..components.training.result import TrainingResult
+from ..components.training.trainjob.api import NAMESPACE_VARIABLE
 
 _log = logging.getLogger(__name__)
 ATTEMPTS_PREFIX = "training.json.attempts"
@@ -52,6 +54,22 @@ def close_run(config_text: str, run_id: str, *, interrupted: bool = False) -> Cl
     store.store.write(location, html.encode(), "text/html; charset=utf-8")
     _mirror(config_text, page, end)
     return ClosedRun(end, html, markdown, str(location))
+
+
+def end_leftovers(config_text: str, run_id: str) -> None:
+    """Delete the TrainJobs that a step of the run left running when it was ended; a failure is logged.
+
+    Only in a pod that was told where it is: under KFP, whose launcher ends a step before it can delete its own.
+    """
+    try:
+        if NAMESPACE_VARIABLE in os.environ and parse_config(config_text).distributed.launcher == "trainjob":
+            from ..components.training.trainjob import delete_leftovers
+
+            delete_leftovers(run_id, _log.warning)
+    except ProblemsError:
+        return
+    except Exception as error:
+        _log.warning("what was left running is not known: %s: %s", type(error).__name__, error)
 
 
 def was_cancelled(state: str | None) -> bool:
@@ -127,7 +145,7 @@ def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
         infrastructure_evidence=training.reason if training is not None and training.failure == "outside" else None,
     )
     if run_class == "rejected":
-        reason = stop_reason(page) or reason
+        run_class, reason = _untrained(page, stop_reason(page) or reason)
     canary_hours = page.canary.seconds * page.canary.world_size / 3600 if page.canary else 0.0
     return end_record(
         page.run_id,
@@ -139,6 +157,19 @@ def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
         extra_gpu_hours=canary_hours,
         reached_training=started,
     )
+
+
+def _untrained(page: RunPage, reason: str) -> tuple[RunClass, str]:
+    """The class of a run that never trained: a canary run that passes was not rejected, it is done."""
+    if not is_canary(page) or page.canary is None:
+        return "rejected", reason
+    classes: dict[Verdict, RunClass] = {"PASS": "passed", "FAIL": "rejected", "INCONCLUSIVE": "infrastructure"}
+    return classes[page.canary.verdict], reason if page.canary.verdict != "PASS" else ""
+
+
+def is_canary(page: RunPage) -> bool:
+    """Whether the run was opened as a canary alone."""
+    return page.start is not None and page.start.kind == "canary"
 
 
 def stop_reason(page: RunPage) -> str:
@@ -163,7 +194,7 @@ def _mirror(config_text: str, page: RunPage, end: EndRecord) -> None:
             params=dict(flatten(config.model_dump(mode="json"))),
             tags=_tags(config, page, end),
             series=_series(page),
-            finished=end.run_class == "converged",
+            finished=end.run_class in ("converged", "passed"),
         )
     except ProblemsError:
         _log.warning("not mirrored to MLflow: the config is not valid")
@@ -183,6 +214,7 @@ def _tags(config: RunConfig, page: RunPage, end: EndRecord) -> dict[str, str]:
     }
     if page.start is not None:
         tags["convergate.submitter"] = page.start.submitter
+        tags["convergate.kind"] = page.start.kind
     initial = page.training or page.plan
     return tags | (initial_tags(initial.init_uri, initial.init_digest) if initial is not None else {})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..components.errors import ConvergateError, ExitCode
 from ..components.report import RunPage
 from ..components.training.result import TrainingResult
+from .closing import is_canary
 
 _RAISED = re.compile(r"\s*(?P<module>convergate(?:\.\w+)*)\.(?P<name>\w+): (?P<text>.*)")
 """The last line of a traceback of ours."""
@@ -24,7 +25,7 @@ class StepError:
 
 
 def exit_code(page: RunPage, raised: ExitCode) -> ExitCode:
-    """An alias set is 0, a negative verdict 1, a bad config or task 2, nobody can tell 3.
+    """An alias set or a canary alone that passed 0, a negative verdict 1, a bad config or task 2, nobody can tell 3.
 
     Args:
         page: The run's documents.
@@ -33,6 +34,8 @@ def exit_code(page: RunPage, raised: ExitCode) -> ExitCode:
     if page.promotion is not None:
         return ExitCode.POSITIVE
     stopped = _stopped(page)
+    if stopped is None and is_canary(page) and page.canary is not None:
+        return ExitCode.POSITIVE
     return raised if stopped is None else stopped
 
 

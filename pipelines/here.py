@@ -13,23 +13,18 @@ from types import FrameType
 from typing import Any
 
 from ..components.config import RunConfig
-from ..components.errors import ConvergateError, ExitCode, OutsideError
+from ..components.errors import OutsideError, TerminatedError
 from ..components.report import RunPage, verdict_sentence
 from ..components.slo.ledger import Ledger
 from ..components.storage import RunStore, S3Location
 from .closing import close_run, load_page, steps, stop_reason
-from .compiling import compile_pipelines
+from .compiling import compile_pipeline
 from .exit_codes import exit_code, last_error
 from .local import run_pipeline
+from .placement import Placement
 from .servers import embedded_servers
 
 _log = logging.getLogger(__name__)
-
-
-class TerminatedError(ConvergateError):
-    """SIGTERM: the run was told to end."""
-
-    exit_code = ExitCode.TERMINATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,8 @@ def retrain_here(
         store = RunStore(config.storage.uri, run_id)
         store.store.ensure_bucket(S3Location.parse(config.storage.uri))
         with tempfile.TemporaryDirectory(prefix="convergate-ir-") as ir:
-            pipeline = compile_pipelines(Path(ir))[0]
+            placement = Placement(launcher=config.distributed.launcher)
+            pipeline = compile_pipeline("retrain", Path(ir) / "retrain.yaml", placement)
             arguments = {"config": text, "run_id": run_id, "submitter": ""}
             try:
                 run_pipeline(pipeline, arguments, folder, _Watch(store, text, on_page))

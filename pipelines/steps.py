@@ -17,6 +17,21 @@ def stop(reason: str) -> None:
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def stop_undecided(reason: str) -> None:
+    """End the run red where nobody can tell yet: a step of its own, so that the run's steps alone say which it was.
+
+    Args:
+        reason: What keeps it from being decided, as the last step told it.
+    """
+    raise SystemExit(f"convergate: undecided: {reason}")
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def passed() -> None:
+    """End a canary run green: it passed, and nothing comes behind it."""
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
 def close_run(
     config: str,
     run_id: str,
@@ -26,6 +41,8 @@ def close_run(
     status: PipelineTaskFinalStatus = None,
 ) -> None:
     """Whatever happened: write the run's end into the ledger, render its report, mirror it to MLflow.
+
+    A TrainJob that a step left running is deleted first.
 
     Args:
         config: The run config, as YAML text.
@@ -37,8 +54,9 @@ def close_run(
     """
     from pathlib import Path
 
-    from convergate.pipelines.closing import close_run, was_cancelled
+    from convergate.pipelines.closing import close_run, end_leftovers, was_cancelled
 
+    end_leftovers(config, run_id or job_id)
     closed = close_run(config, run_id or job_id, interrupted=was_cancelled(getattr(status, "state", None)))
     Path(report.path).write_text(closed.html, encoding="utf-8")
     Path(summary.path).write_text(closed.markdown, encoding="utf-8")

@@ -1,35 +1,143 @@
-"""Submit a run to Kubeflow Pipelines."""
+"""A run on Kubeflow Pipelines: compiled for its config, labelled, started once."""
 
-import tempfile
-from pathlib import Path
+import getpass
+import os
+import secrets
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from ..components.config import RunConfig
-from ..components.errors import OutsideError
-from .compiling import compile_pipelines
+from ..components import access
+from ..components.config import RunConfig, config_digests
+from ..components.config.identity import cluster_labels
+from ..components.config.plan import current_commit
+from ..components.errors import UserError
+from .compiling import pipeline_messages
+from .kfp_api import PipelinesApi, PipelinesError, named
+from .placement import Placement
+
+Pipeline = Literal["retrain", "canary"]
 
 
-def submit(config: RunConfig, text: str, host: str, token: str | None = None) -> str:
-    """Start the retrain pipeline on a cluster; returns the run's link.
+@dataclass(frozen=True, slots=True)
+class SubmittedRun:
+    """A run that the server has taken."""
+
+    run_id: str
+    """KFP's id, and ours in the ledger and on S3."""
+    url: str
+    """Its page."""
+
+
+def submit(
+    api: PipelinesApi,
+    pipeline: Pipeline,
+    config: RunConfig,
+    text: str,
+    placement: Placement,
+    *,
+    service_account: str = access.PIPELINE,
+) -> SubmittedRun:
+    """Start a pipeline on the config, under the launcher that the config asks for.
+
+    A connection that drops while the run is made is no second run: the run is looked for by its name first.
 
     Raises:
-        OutsideError: when the server cannot be reached, or refuses.
+        PipelinesError: when the server cannot be reached, or refuses.
+        UserError: when it needs a namespace.
     """
-    import kfp
-    from kfp_server_api.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
+    import kfp_server_api
 
-    with tempfile.TemporaryDirectory(prefix="convergate-ir-") as folder:
-        file = compile_pipelines(Path(folder))[0]
-        try:
-            client = kfp.Client(host=host, existing_token=token)
-            run = client.create_run_from_pipeline_package(
-                str(file),
-                arguments={"config": text},
-                experiment_name=config.experiment,
-                run_name=f"{config.experiment}-{config.promotion.model}",
-                enable_caching=False,
-            )
-        except (ApiException, HTTPError, OSError, RuntimeError) as error:
-            cause = str(error).strip().splitlines()[0]
-            raise OutsideError(f"Kubeflow Pipelines at {host}: {cause} → check --host and the network") from error
-    return f"{host.rstrip('/')}/#/runs/details/{run.run_id}"
+    commit = current_commit()
+    labels = tuple(cluster_labels(config, commit).items())
+    experiment = api.ensure_experiment(config.experiment)
+    wanted = kfp_server_api.V2beta1Run(
+        display_name=_name(config, pipeline),
+        description=describe(config, pipeline, commit),
+        experiment_id=experiment,
+        pipeline_spec=pipeline_spec(pipeline, config, replace(placement, labels=(*placement.labels, *labels))),
+        runtime_config=kfp_server_api.V2beta1RuntimeConfig(
+            parameters={"config": text, "run_id": "", "submitter": _user()}
+        ),
+        service_account=service_account,
+    )
+    run_id = api.required(_create_once(api, wanted))
+    return SubmittedRun(run_id, run_url(api.host, run_id))
+
+
+def pipeline_spec(pipeline: Pipeline, config: RunConfig, placement: Placement) -> dict[str, Any]:
+    """The compiled pipeline as the API takes it: what runs, and what Kubernetes has to know beside it.
+
+    Raises:
+        UserError: when the placement is for another launcher than the config's, or has too few GPUs for it.
+    """
+    wanted, needed = config.distributed.launcher, processes(config)
+    if placement.launcher != wanted:
+        raise UserError(f"distributed.launcher = {wanted}: the pipeline would be for {placement.launcher} → {wanted}")
+    if 0 < placement.gpus < needed:
+        raise UserError(
+            f"--gpus {placement.gpus}: the config has {needed} processes in a pod, one GPU each"
+            f" → --gpus {needed}, fewer procs_per_node, or --gpus 0 for CPUs"
+        )
+    return pipeline_messages(pipeline, placement)
+
+
+def processes(config: RunConfig) -> int:
+    """The most processes that compute in the pod of one step; evaluation alone where TrainJobs do the rest."""
+    if config.distributed.launcher == "trainjob":
+        return 1
+    return max(config.distributed.procs_per_node, config.canary.procs_per_node)
+
+
+def describe(config: RunConfig, pipeline: Pipeline, commit: str | None) -> str:
+    """What the UI shows beside a run's name."""
+    digests = config_digests(config)
+    lines = [
+        f"convergate {pipeline} of {config.experiment}, model {config.promotion.model}, team {config.owner.team}",
+        f"config {digests.training}",
+        f"policy {digests.policy}",
+    ]
+    return "\n".join([*lines, f"commit {commit}"] if commit else lines)
+
+
+def run_url(host: str, run_id: str) -> str:
+    """The page of a run in the UI, which the API's host serves too unless KF_PIPELINES_UI_ENDPOINT names another."""
+    ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or host
+    return f"{ui.rstrip('/')}/#/runs/details/{run_id}"
+
+
+def _create_once(api: PipelinesApi, wanted: Any) -> str | None:
+    """Make a run; after an answer that was lost, find it rather than make another."""
+    try:
+        return _create(api, wanted)
+    except PipelinesError as error:
+        if not error.transient:
+            raise
+    found = next(
+        api.pages(
+            api.runs.run_service_list_runs,
+            "runs",
+            experiment_id=wanted.experiment_id,
+            filter=named(wanted.display_name),
+        ),
+        None,
+    )
+    return found.run_id if found is not None else _create(api, wanted)
+
+
+def _create(api: PipelinesApi, wanted: Any) -> str | None:
+    identity: str | None = api.call(api.runs.run_service_create_run, run=wanted).run_id
+    return identity
+
+
+def _name(config: RunConfig, pipeline: Pipeline) -> str:
+    """Unique, so that a run can be found by it."""
+    moment = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{config.experiment}-{config.promotion.model}-{pipeline}-{moment}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""

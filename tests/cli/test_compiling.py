@@ -7,10 +7,11 @@ from .conftest import Convergate
 
 def test_every_pipeline_is_written_where_it_is_wanted(convergate: Convergate, tmp_path: Path) -> None:
     answer = convergate("compile")
-    assert (answer.code, answer.out, answer.err) == (0, "out/retrain.yaml\n", "")
-    assert (tmp_path / "out" / "retrain.yaml").stat().st_size > 0
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("out/retrain.yaml\nout/canary.yaml\nout/components/canary.yaml\n")
+    assert all((tmp_path / line).stat().st_size > 0 for line in answer.out.splitlines())
     asked = convergate("compile", "-o", "a/b", "--json")
-    assert asked.json == ["a/b/retrain.yaml"]
+    assert asked.json == [line.replace("out/", "a/b/", 1) for line in answer.out.splitlines()]
     assert (tmp_path / "a" / "b" / "retrain.yaml").read_bytes() == (tmp_path / "out" / "retrain.yaml").read_bytes()
 
 
@@ -20,3 +21,23 @@ def test_a_folder_that_is_a_file(convergate: Convergate, tmp_path: Path) -> None
     assert answer.code == 2
     assert answer.error == "out: File exists"
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_where_the_steps_run_is_written_into_the_file(convergate: Convergate, tmp_path: Path) -> None:
+    options = ("--launcher", "trainjob", "--toleration", "gpu=yes:NoSchedule", "--node-selector", "pool=a100")
+    assert convergate("compile", *options, "--gpus", "2", "--image-pull-secret", "registry").code == 0
+    text = (tmp_path / "out" / "retrain.yaml").read_text()
+    for written in (
+        "value: trainjob",
+        "effect: NoSchedule",
+        "pool: a100",
+        "secretName: registry",
+        "metadata.namespace",
+    ):
+        assert written in text
+
+
+def test_a_taint_that_is_none(convergate: Convergate) -> None:
+    answer = convergate("compile", "--toleration", "gpu=yes:Never")
+    assert answer.code == 2
+    assert answer.error.startswith("--toleration gpu=yes:Never: not a taint → key=value:effect")

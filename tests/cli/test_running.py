@@ -59,3 +59,21 @@ def test_a_run_keeps_the_champion_that_it_began_with(convergate: Convergate, s3:
     refused = convergate("train", "run.yaml", "--run", "mine")
     assert (refused.code, "run mine was trained under config" in refused.error) == (2, True)
     assert RunStore(s3, "mine").get("plan", RunPlan) == plan
+
+
+@pytest.mark.parametrize("command", ["train", "canary", "retrain"])
+@pytest.mark.parametrize(
+    ("endpoint", "where"), [("", "the embedded S3 server"), ("http://localhost:9000", "http://localhost:9000")]
+)
+def test_pods_are_not_sent_to_an_s3_on_this_machine(
+    convergate: Convergate, monkeypatch: pytest.MonkeyPatch, command: str, endpoint: str, where: str
+) -> None:
+    Path("run.yaml").write_text(config_text(more="distributed: {launcher: trainjob, nodes: 2}\n"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    answer = convergate(command, "run.yaml")
+    assert (answer.code, answer.error) == (
+        2,
+        f"distributed.launcher = trainjob: pods cannot reach {where} → AWS_ENDPOINT_URL of an S3 that they reach,"
+        " --host URL, or launcher: local",
+    )
+    assert not Path(".convergate").exists()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from convergate.components.config.plan import plan_run
 from convergate.components.data.validate import validate_data
+from convergate.components.errors import ExitCode
 from convergate.components.report import RunPage
 from convergate.components.slo.gate import open_run
 from convergate.components.slo.ledger import Ledger
@@ -18,11 +19,13 @@ from convergate.pipelines.closing import (
     _series,
     _tags,
     close_run,
+    end_leftovers,
     load_page,
     steps,
     stop_reason,
     was_cancelled,
 )
+from convergate.pipelines.exit_codes import exit_code
 
 from ..documents import (
     config_text,
@@ -90,6 +93,57 @@ class TestStopReason:
     )
     def test_nothing_where_none_did(self, passing: RunPage) -> None:
         assert stop_reason(passing) == ""
+
+
+class TestACanaryAlone:
+    """What a run of kind canary ends as; a retraining that its canary stops is rejected, as ever."""
+
+    @pytest.mark.parametrize(
+        ("verdict", "run_class", "reason"),
+        [
+            ("PASS", "passed", ""),
+            ("FAIL", "rejected", "canary FAIL: falling loss: it rose"),
+            ("INCONCLUSIVE", "infrastructure", "canary INCONCLUSIVE: falling loss: it rose"),
+        ],
+    )
+    def test_its_class_is_the_canarys_verdict(self, s3: str, verdict: str, run_class: str, reason: str) -> None:
+        text = config_text(s3)
+        open_run(text, "run-1", "canary")
+        RunStore(s3, "run-1").put("canary", make_canary(verdict, "run-1", reason="it rose"))
+        end = close_run(text, "run-1").end
+        assert (end.run_class, end.reason, end.reached_training) == (run_class, reason, False)
+        assert end.gpu_hours == 6.0 * 2 / 3600
+
+    @pytest.mark.parametrize(("interrupted", "run_class"), [(True, "interrupted"), (False, "rejected")])
+    def test_one_that_left_nothing(self, s3: str, interrupted: bool, run_class: str) -> None:
+        open_run(config_text(s3), "run-1", "canary")
+        assert close_run(config_text(s3), "run-1", interrupted=interrupted).end.run_class == run_class
+
+    @pytest.mark.parametrize(("kind", "code"), [("canary", 0), ("retrain", 4)])
+    def test_a_pass_is_the_end_of_a_canary_alone(self, s3: str, kind: str, code: int) -> None:
+        open_run(config_text(s3), "run-1", kind)
+        RunStore(s3, "run-1").put("canary", make_canary(run_id="run-1"))
+        assert exit_code(load_page(config_text(s3), s3, "run-1"), ExitCode.OUTSIDE) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        (config_text(), False),
+        (config_text(more="distributed: {launcher: trainjob, nodes: 2}\n"), True),
+        ("no config", False),
+    ],
+)
+def test_what_was_left_running_stops_no_run_from_being_closed(
+    text: str, asked: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here there is no cluster to ask; and nobody asks who was not told where its pod is."""
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    end_leftovers(text, "run-1")
+    assert caplog.text == ""
+    monkeypatch.setenv("POD_NAMESPACE", "kubeflow")
+    end_leftovers(text, "run-1")
+    assert ("left running is not known" in caplog.text and "TrainJob" in caplog.text) == asked
 
 
 def test_steps_are_told_in_the_dags_order_with_their_verdicts() -> None:

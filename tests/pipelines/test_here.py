@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from convergate.components.errors import TerminatedError
 from convergate.components.report import RunPage
 from convergate.components.slo.ledger import EndRecord, Ledger
 from convergate.components.storage import RunStore
-from convergate.pipelines.here import TerminatedError, retrain_here
+from convergate.pipelines.here import retrain_here
 
 from ..documents import config_text, make_plan, save_start
 

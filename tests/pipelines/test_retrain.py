@@ -8,7 +8,7 @@ import pytest
 from convergate.components.errors import ExitCode
 from convergate.components.report import RunPage
 from convergate.pipelines.closing import load_page
-from convergate.pipelines.compiling import compile_pipelines
+from convergate.pipelines.compiling import compile_pipeline
 from convergate.pipelines.exit_codes import exit_code
 from convergate.pipelines.local import run_pipeline
 
@@ -18,7 +18,7 @@ from ..documents import config_text
 @pytest.fixture
 def run(s3: str, tmp_path: Path) -> Callable[[str], tuple[RunPage, list[str]]]:
     """Run the compiled file on a config's text: what the run left, and the tasks that started, in order."""
-    (file,) = compile_pipelines(tmp_path / "ir")
+    file = compile_pipeline("retrain", tmp_path / "ir" / "retrain.yaml")
 
     def ran(text: str) -> tuple[RunPage, list[str]]:
         assert run_pipeline(file, {"config": text, "run_id": "run-1", "submitter": "ada"}, tmp_path) == 1

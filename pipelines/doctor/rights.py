@@ -1,0 +1,94 @@
+"""What accounts may do in the cluster, asked of its API server itself."""
+
+from typing import NamedTuple
+
+from ...components.access import ACCESS, PIPELINE, RUNTIME, WORKER, service_account
+from ...components.training.trainjob.answers import APPLY, DeniedError
+from ...components.training.trainjob.api import Cluster, Json
+from ...components.training.trainjob.rights import LAUNCH_RIGHTS, Right
+from .row import Row, examined
+
+FORBIDDEN = (
+    Right("create", "trainer.kubeflow.org", "trainjobs"),
+    Right("create", "", "pods"),
+    Right("get", "", "secrets"),
+    Right("create", "rbac.authorization.k8s.io", "rolebindings"),
+)
+"""What the account of the user's code must not be allowed to."""
+_REVIEWS = "/apis/authorization.k8s.io/v1"
+
+
+class _Asked(NamedTuple):
+    right: Right
+    allowed: bool
+
+
+def examine_rights(cluster: Cluster, *, trainjobs: bool) -> list[Row]:
+    """What this user may do, and the accounts of the steps that launch TrainJobs and of the worker pods."""
+    if not trainjobs:
+        return [examined(f"rights: {WORKER}", lambda: _worker(cluster))]
+    launchers = [service_account(kind) for kind, access in ACCESS.items() if access.launches]
+    rows = [examined("rights: yours", lambda: _yours(cluster))]
+    for account in [*launchers, PIPELINE]:
+        rows.append(examined(f"rights: {account}", lambda account=account: _launcher(cluster, account)))  # type: ignore[misc]
+    rows.append(examined(f"rights: {WORKER}", lambda: _worker(cluster)))
+    return rows
+
+
+def _yours(cluster: Cluster) -> Row:
+    missing = [asked.right for asked in _ask(cluster, LAUNCH_RIGHTS, None) if not asked.allowed]
+    if not missing:
+        return Row.ok("rights: yours", "may launch TrainJobs")
+    return Row.unknown(
+        "rights: yours", f"may not launch TrainJobs: {_listed(missing)}", "only needed to launch by hand"
+    )
+
+
+def _launcher(cluster: Cluster, account: str) -> Row:
+    name = f"rights: {account}"
+    try:
+        asked = _ask(cluster, LAUNCH_RIGHTS, account)
+    except DeniedError:
+        return _not_asked(cluster, name)
+    missing = [one.right for one in asked if not one.allowed]
+    if missing:
+        return Row.failed(name, f"may not {_listed(missing)}", APPLY)
+    return Row.ok(name, f"all {len(asked)} that a launch takes")
+
+
+def _worker(cluster: Cluster) -> Row:
+    name = f"rights: {WORKER}"
+    try:
+        granted = [one.right for one in _ask(cluster, FORBIDDEN, WORKER) if one.allowed]
+    except DeniedError:
+        return _not_asked(cluster, name)
+    if granted:
+        where = f"kubectl get rolebindings,clusterrolebindings -A -o wide | grep {WORKER}"
+        return Row.failed(name, f"the user's code may {_listed(granted)}", f"take it away: {where}")
+    return Row.ok(name, "none of what the user's code must not be allowed to")
+
+
+def _not_asked(cluster: Cluster, name: str) -> Row:
+    account = name.rpartition(" ")[2]
+    ask = f"kubectl auth can-i --list --as system:serviceaccount:{cluster.namespace}:{account} -n {cluster.namespace}"
+    return Row.unknown(name, "you may not ask for another account (subjectaccessreviews)", f"an administrator: {ask}")
+
+
+def _ask(cluster: Cluster, rights: tuple[Right, ...], account: str | None) -> list[_Asked]:
+    """Ask for each right, of an account, or of this user."""
+    answers = []
+    for right in rights:
+        spec: Json = {"resourceAttributes": right.attributes(cluster.namespace, RUNTIME)}
+        kind = "SelfSubjectAccessReview"
+        if account is not None:
+            kind = "SubjectAccessReview"
+            spec["user"] = f"system:serviceaccount:{cluster.namespace}:{account}"
+            spec["groups"] = ["system:serviceaccounts", f"system:serviceaccounts:{cluster.namespace}"]
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+        answer = cluster.create(f"{_REVIEWS}/{kind.lower()}s", body)
+        answers.append(_Asked(right, bool(answer["status"]["allowed"])))
+    return answers
+
+
+def _listed(rights: list[Right]) -> str:
+    return ", ".join(map(str, rights))
