@@ -38,7 +38,7 @@ def canary(
     from convergate.canary.run import run_canary
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
-    from convergate.components.training.compiled_for import require_launcher
+    from convergate.components.training.start import require_launcher
 
     parsed, run_plan = parse_config(config), RunPlan.from_json(Path(plan.path).read_bytes())
     require_launcher(parsed)

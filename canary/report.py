@@ -19,6 +19,8 @@ class CanaryReport(Document):
     projected_gpu_hours: float
     """Device-hours of the full run: projected seconds × processes / 3600."""
     trace_uri: str
+    gpu_hours: float = 0.0
+    """Device-hours of the canary: the time that its processes ran / 3600, without that in a cluster's queue."""
     save_seconds: float = 0.0
     """The longest checkpoint save, in seconds; sizes the training's grace period on a cluster."""
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 COMPRESSED_STEPS = 40
 MESSAGE_CHARACTERS = 300
+OPEN = "open.json"
+"""Marks the place of a try that has no end yet."""
 MAX_RESTARTS = 1
 """The one restart that the kill asks for."""
 
@@ -55,26 +57,54 @@ def run_canary(
     started = perf_counter()
     store = RunStore(config.storage.uri, plan.run_id)
     store.store.ensure_bucket(store.prefix)
-    # A step that is tried again neither resumes what the try before it left, nor takes its TrainJob for its own.
-    root = store.prefix / "canary" / uuid4().hex[:8]
+    root = _place(store, config)
     store.store.ensure_bucket(S3Location.parse(config.checkpoint.uri))
     num_steps = config.canary.num_steps(plan.total_steps or _total_steps(config))
     real = _job(config, config_text, plan, root / "first-steps", num_steps)
     compressed = _job(config, config_text, plan, root / "compressed", None)
+    spent: list[float] = []
     try:
-        start(config, config_text, [compressed, real], "canary", max_restarts=MAX_RESTARTS, on_line=on_line)
-    except LaunchError as error:
-        report = _failed(config, plan, error, num_steps, real.trace_uri)
-    else:
+        start(
+            config,
+            config_text,
+            [compressed, real],
+            "canary",
+            max_restarts=MAX_RESTARTS,
+            on_line=on_line,
+            on_usage=spent.append,
+        )
         _refuse_interrupted(store, compressed, real)
         report = _judge(config, plan, store, real, compressed, num_steps)
-    report = report.model_copy(update={"seconds": perf_counter() - started})
+    except LaunchError as error:
+        report = _failed(config, plan, error, num_steps, real.trace_uri)
+    except InterruptedRunError:
+        store.store.delete(root / OPEN)
+        raise
+    report = report.model_copy(update={"seconds": perf_counter() - started, "gpu_hours": sum(spent) / 3600})
     store.put("canary", report)
     for location in list(store.store.list(store.prefix / "canary")):
         of_earlier_try = not str(location).startswith(f"{root}/")
-        if of_earlier_try or str(location).startswith((real.checkpoint_uri, compressed.checkpoint_uri)):
+        done_with = (real.checkpoint_uri, compressed.checkpoint_uri, str(root / OPEN))
+        if of_earlier_try or str(location).startswith(done_with):
             store.store.delete(location)
     return report
+
+
+def _place(store: RunStore, config: RunConfig) -> S3Location:
+    """Where this try writes: a fresh place, for it neither resumes nor reads what a try before it left.
+
+    But where the step before was lost, its TrainJob may run on, and is followed in the place that it was given: one
+    that is still marked as open.
+    """
+    root = store.prefix / "canary"
+    if config.distributed.launcher == "local":
+        return root / uuid4().hex[:8]
+    opened = [location for location in store.store.list(root) if location.name == OPEN]
+    if opened:
+        return S3Location(root.bucket, opened[-1].key.removesuffix(f"/{OPEN}"))
+    place = root / uuid4().hex[:8]
+    store.store.write(place / OPEN, b"{}", "application/json")
+    return place
 
 
 def _refuse_interrupted(store: RunStore, *jobs: Job) -> None:

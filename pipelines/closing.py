@@ -146,7 +146,6 @@ def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
     )
     if run_class == "rejected":
         run_class, reason = _untrained(page, stop_reason(page) or reason)
-    canary_hours = page.canary.seconds * page.canary.world_size / 3600 if page.canary else 0.0
     return end_record(
         page.run_id,
         run_class,
@@ -154,7 +153,7 @@ def _end(page: RunPage, store: RunStore, interrupted: bool) -> EndRecord:
         page.training,
         page.evaluation,
         decision=page.decision,
-        extra_gpu_hours=canary_hours,
+        extra_gpu_hours=page.canary.gpu_hours if page.canary else 0.0,
         reached_training=started,
     )
 

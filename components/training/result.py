@@ -74,7 +74,7 @@ class TrainingResult(Document):
     train_seconds: float
     """Time inside the loop of the last attempt, in seconds."""
     gpu_hours: float
-    """Device-hours of all attempts: wall time × processes / 3600."""
+    """Device-hours of all attempts: the time that the processes ran / 3600, without that in a cluster's queue."""
     save_seconds: float = 0.0
     """The longest checkpoint save, in seconds; sizes the grace period on a cluster."""
     events: list[Event] = Field(default_factory=list)

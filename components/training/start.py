@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from time import perf_counter
 
+from ..access import LAUNCHER_VARIABLE
 from ..config import RunConfig
 from ..config.identity import cluster_labels
 from ..errors import UserError
-from .job import Job
+from .job import Job, Phase
 from .launch import launch
-
-Phase = Literal["canary", "train"]
-"""Which of a run's launches."""
 
 
 def start(
@@ -23,6 +21,7 @@ def start(
     max_restarts: int,
     on_line: Callable[[str], None] = print,
     grace_seconds: float | None = None,
+    on_usage: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Run the jobs, one after the other, on all nodes and processes that the config gives the phase.
 
@@ -34,6 +33,8 @@ def start(
         max_restarts: of all processes, after one was lost.
         on_line: gets each line that the processes print.
         grace_seconds: what a pod has to be given to save after SIGTERM; None where no save was measured yet.
+        on_usage: is told at the end, whatever it was, how long the processes ran, in device-seconds: not the time that
+            a job waited in a queue.
 
     Raises:
         LaunchError: when the processes failed more often than they are started again.
@@ -46,7 +47,11 @@ def start(
         if place.nodes > 1:
             key = "canary.nodes" if phase == "canary" else "distributed.nodes"
             raise UserError(f"{key} = {place.nodes}: this machine is one node → distributed.launcher: trainjob")
-        launch(jobs, place.procs_per_node, max_restarts, on_line)
+        started = perf_counter()
+        try:
+            launch(jobs, place.procs_per_node, max_restarts, on_line)
+        finally:
+            on_usage((perf_counter() - started) * place.procs_per_node)
         return
     from .trainjob import deadline_seconds, launch_trainjob
 
@@ -62,4 +67,19 @@ def start(
         labels=cluster_labels(config, os.environ.get("CONVERGATE_COMMIT")),
         grace_seconds=grace_seconds,
         on_line=on_line,
+        on_usage=lambda node_seconds: on_usage(node_seconds * place.procs_per_node),
     )
+
+
+def require_launcher(config: RunConfig) -> None:
+    """Refuse a config that asks for another launcher than the step was compiled for.
+
+    Raises:
+        UserError: when they differ.
+    """
+    compiled, wanted = os.environ.get(LAUNCHER_VARIABLE), config.distributed.launcher
+    if compiled and compiled != wanted:
+        raise UserError(
+            f"distributed.launcher = {wanted}: this pipeline was compiled for {compiled}"
+            f" → convergate compile --launcher {wanted}"
+        )

@@ -55,7 +55,7 @@ def run_training(
     if resume not in ("auto", "never"):
         _require_checkpoint(resume)
     job = _job(config, config_text, plan, run_store, resume)
-    started = perf_counter()
+    started, spent = perf_counter(), list[float]()
     try:
         start(
             config,
@@ -65,6 +65,7 @@ def run_training(
             max_restarts=MAX_RESTARTS,
             on_line=on_line,
             grace_seconds=_grace_seconds(run_store, earlier),
+            on_usage=spent.append,
         )
         result = run_store.get("training", TrainingResult)
     except LaunchError as error:
@@ -72,9 +73,9 @@ def run_training(
     except InterruptedRunError:
         saved = run_store.find("training", TrainingResult)
         if saved is not None and (earlier is None or saved.created != earlier.created):
-            _account(run_store, saved, earlier, started, config)
+            _account(run_store, saved, earlier, started, sum(spent))
         raise
-    accounted = _account(run_store, result, earlier, started, config)
+    accounted = _account(run_store, result, earlier, started, sum(spent))
     if accounted.status == "interrupted":
         raise InterruptedRunError
     return accounted
@@ -129,16 +130,11 @@ def _job(config: RunConfig, config_text: str, plan: RunPlan, run_store: RunStore
 
 
 def _account(
-    run_store: RunStore,
-    result: TrainingResult,
-    earlier: TrainingResult | None,
-    started: float,
-    config: RunConfig,
+    run_store: RunStore, result: TrainingResult, earlier: TrainingResult | None, started: float, device_seconds: float
 ) -> TrainingResult:
-    """Put the cost of every attempt into the result: this launch's wall time, and what earlier launches reported."""
-    seconds = perf_counter() - started
-    hours = seconds * config.distributed.world_size / 3600 + (earlier.gpu_hours if earlier else 0.0)
-    accounted = result.model_copy(update={"seconds": seconds, "gpu_hours": hours})
+    """Put the cost of every attempt into the result: this launch's, and what earlier launches reported."""
+    hours = device_seconds / 3600 + (earlier.gpu_hours if earlier else 0.0)
+    accounted = result.model_copy(update={"seconds": perf_counter() - started, "gpu_hours": hours})
     run_store.put("training", accounted)
     return accounted
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 from convergate.canary import CanaryReport
-from convergate.canary.run import accumulation, run_canary
+from convergate.canary.run import OPEN, accumulation, run_canary
 from convergate.components.config import parse_config
 from convergate.components.config.plan import make_plan
+from convergate.components.errors import OutsideError
 from convergate.components.storage import RunStore
 from convergate.components.telemetry import read_trace
 from convergate.components.training import trainjob
 from convergate.components.training.trainjob.pace import Pace
 from kubernetes_api import scene
+from kubernetes_api.faults import Fault
 from kubernetes_api.kubelet import Kubelet
 
 CONFIG = """
@@ -32,11 +34,12 @@ promotion: {{model: digits}}
 """
 
 
-def test_over_two_nodes_it_kills_restores_and_measures_what_the_training_needs(
+def test_over_two_nodes_it_kills_restores_and_goes_on_where_its_step_was_lost(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
 ) -> None:
     require_tool("kubectl")
-    monkeypatch.setattr(trainjob.launcher, "Pace", lambda: Pace(poll=0.1, ending=20))
+    pace = Pace(poll=0.1, first_retry=0.01, longest_retry=0.1, outage=1, ending=20)
+    monkeypatch.setattr(trainjob.launcher, "Pace", lambda: pace)
     text = CONFIG.format(root=s3)
     config = parse_config(text)
     assert accumulation(config) == 2
@@ -44,8 +47,15 @@ def test_over_two_nodes_it_kills_restores_and_measures_what_the_training_needs(
     lines: list[str] = []
     with scene.cluster(tmp_path) as cluster:
         scene.enter(cluster, monkeypatch)
+        plan = make_plan(config, "night-1")
         with Kubelet(cluster, tmp_path, variables) as running:
-            report = run_canary(config, text, make_plan(config, "night-1"), on_line=lines.append)
+            cluster.api.faults.append(Fault("GET .*/pods$", 503, times=10**6))
+            with pytest.raises(OutsideError, match="a retried step finds it"):
+                run_canary(config, text, plan)
+            cluster.api.faults.clear()
+            report = run_canary(config, text, plan, on_line=lines.append)
+            assert len(cluster.jobs) == 1
+    assert "followed on" in lines[0]
     assert report.verdict == "PASS", (report.checks, lines)
     assert running.codes == [0, 0], lines
     drill = next(check for check in report.checks if check.name == "save, kill -9, restore")
@@ -54,4 +64,7 @@ def test_over_two_nodes_it_kills_restores_and_measures_what_the_training_needs(
     assert (report.world_size, set(trace["rank"]), set(trace["samples"])) == (2, {0, 1}, {16})
     assert report.projected_seconds == pytest.approx(report.projected_gpu_hours * 3600 / 4)
     assert report.save_seconds > 0
-    assert RunStore(s3, "night-1").get("canary", CanaryReport) == report
+    assert report.gpu_hours > 0
+    run = RunStore(s3, "night-1")
+    assert run.get("canary", CanaryReport) == report
+    assert OPEN not in {location.name for location in run.store.list(run.prefix / "canary")}

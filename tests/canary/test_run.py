@@ -101,6 +101,7 @@ def test_a_good_config_passes_also_when_the_step_is_tried_again(s3: str) -> None
     assert report.seconds > 0
     assert RunStore(s3, "run-1").get("canary", CanaryReport) == report
     assert report.save_seconds > 0
+    assert 0 < report.gpu_hours < report.seconds * 2 / 3600
     left = [place.key.removeprefix(prefix.key) for place in S3Store().list(prefix)]
     assert not any("checkpoints" in key or "earlier" in key for key in left)
 

@@ -108,7 +108,7 @@ def _marked(mark: bytes) -> Iterator[Process]:
 
 def _part(command: bytes) -> Victim:
     """The agent names the workers after its own options."""
-    if b"torch.distributed.run" in command:
+    if b"training.agent" in command:
         return Victim.AGENT
     return Victim.WORKER if b"training.worker" in command else Victim.COMMAND
 

@@ -112,7 +112,7 @@ class TestACanaryAlone:
         RunStore(s3, "run-1").put("canary", make_canary(verdict, "run-1", reason="it rose"))
         end = close_run(text, "run-1").end
         assert (end.run_class, end.reason, end.reached_training) == (run_class, reason, False)
-        assert end.gpu_hours == 6.0 * 2 / 3600
+        assert end.gpu_hours == 0.004
 
     @pytest.mark.parametrize(("interrupted", "run_class"), [(True, "interrupted"), (False, "rejected")])
     def test_one_that_left_nothing(self, s3: str, interrupted: bool, run_class: str) -> None:
@@ -205,7 +205,7 @@ class TestCloseRun:
         closed = close_run(text, "run-1")
         assert (closed.end.run_class, closed.end.reached_training) == ("rejected", False)
         assert closed.end.reason == "canary FAIL: falling loss: the loss rose"
-        assert closed.end.gpu_hours == pytest.approx(6.0 * 2 / 3600)
+        assert closed.end.gpu_hours == pytest.approx(0.004)
         assert S3Store().read(S3Location.parse(closed.report_uri)).decode() == closed.html
         assert "the loss rose" in closed.html
         again = close_run(text, "run-1", interrupted=True)
