@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import click
 
 from ..components import access
 from ..components.config import ProblemsError, RunConfig
-from ..components.config.preflight import preflight
+from ..components.config.preflight import Facts, preflight
 from ..components.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 WAIT_MINUTES = 24 * 60
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """Neither nan, which is no limit, nor inf, which is as good as none."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of minutes.")
+    return value
+
+
 _MARKS = {"SUCCEEDED": "✓", "FAILED": "✗"}
 _FILE = click.Path(path_type=Path)
 _PLACEMENT = (
@@ -36,6 +46,11 @@ _PLACEMENT = (
     ),
     click.option(
         "--toleration", "tolerations", multiple=True, metavar="KEY=VALUE:EFFECT", help="Taints those steps stand on."
+    ),
+    click.option(
+        "--train-hours",
+        type=click.IntRange(min=1),
+        help="Timeout of an attempt to train; default: 24, with TrainJobs 48, or more where the config's budget is.",
     ),
     click.option("--keep-days", type=click.IntRange(min=1), help="How long the cluster keeps a run's pods and logs."),
     click.option("--image-pull-secret", "image_pull_secrets", multiple=True, metavar="NAME", help="Of every step."),
@@ -60,6 +75,7 @@ _WAIT = (
         "minutes",
         type=click.FloatRange(min=0, min_open=True),
         default=WAIT_MINUTES,
+        callback=_finite,
         show_default=True,
         metavar="MINUTES",
         help="The longest wait.",
@@ -80,6 +96,7 @@ class Cluster:
     node_selectors: tuple[str, ...] = ()
     tolerations: tuple[str, ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
+    train_hours: int | None = None
     keep_days: int | None = None
 
     def api(self, host: str) -> "PipelinesApi":
@@ -113,6 +130,7 @@ class Cluster:
             node_selector=tuple(parse_node_selector(text) for text in self.node_selectors),
             tolerations=tuple(parse_toleration(text) for text in self.tolerations),
             image_pull_secrets=self.image_pull_secrets,
+            train_hours=self.train_hours,
             keep_days=self.keep_days,
         )
 
@@ -146,13 +164,13 @@ def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Comman
     return made  # type: ignore[no-any-return]
 
 
-def require_valid(config: RunConfig, path: str) -> None:
-    """Send nothing that its first step would refuse.
+def require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> None:
+    """Start nothing that its first step would refuse.
 
     Raises:
         ProblemsError: when preflight finds an error.
     """
-    errors = preflight(config).errors
+    errors = preflight(config, facts).errors
     if errors:
         raise ProblemsError(path, errors)
 

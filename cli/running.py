@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from ..components.config import ProblemsError, RunConfig, config_digests, load_config
+from ..components.config import RunConfig, config_digests, load_config
 from ..components.config.plan import RunPlan, make_plan
-from ..components.config.preflight import Facts, preflight
+from ..components.config.preflight import Facts
 from ..components.errors import ExitCode, UserError
 from .cluster import Cluster, cluster_options, require_host, require_valid, submit_and_wait, wait_options
 from .options import CONFIG, HOME, JSON
@@ -49,7 +49,7 @@ def retrain_command(config: str, host: str | None, wait: bool, minutes: float, c
 
     require_host(host, wait=wait)
     parsed, text = load_config(config)
-    if host:
+    if host is not None:
         require_valid(parsed, config)
         submit_and_wait("retrain", parsed, text, host, cluster, wait=wait, minutes=minutes, as_json=as_json)
         return
@@ -86,17 +86,6 @@ def _require_reachable_s3(config: RunConfig) -> None:
         )
 
 
-def _require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> None:
-    """Stop at what preflight finds.
-
-    Raises:
-        ProblemsError: when it finds an error.
-    """
-    errors = preflight(config, facts).errors
-    if errors:
-        raise ProblemsError(path, errors)
-
-
 def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
     """The plan of a run that starts without the DAG; the first one is kept, so a retry begins with the same weights.
 
@@ -108,7 +97,7 @@ def _plan(config: RunConfig, path: str, run_id: str) -> RunPlan:
     from ..components.storage import RunStore
 
     facts = Facts(initial=find_initial(config, run_id))
-    _require_valid(config, path, facts)
+    require_valid(config, path, facts)
     plan, run = make_plan(config, run_id, facts), RunStore(config.storage.uri, run_id)
     if run.find("plan", RunPlan) is None:
         run.store.ensure_bucket(run.prefix)
@@ -134,14 +123,14 @@ def canary_command(config: str, host: str | None, wait: bool, minutes: float, cl
     """  # noqa: D301
     require_host(host, wait=wait)
     parsed, text = load_config(config)
-    if host:
+    if host is not None:
         require_valid(parsed, config)
         submit_and_wait("canary", parsed, text, host, cluster, wait=wait, minutes=minutes, as_json=as_json)
         return
     from ..canary.run import run_canary
     from ..pipelines.servers import embedded_servers
 
-    _require_valid(parsed, config)
+    require_valid(parsed, config)
     _require_reachable_s3(parsed)
     with embedded_servers(HOME, mlflow=False):
         plan = _plan(parsed, config, new_run_id(f"canary-{parsed.experiment}"))
@@ -179,7 +168,7 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
         raise UserError(f"--resume {resume}: not a checkpoint → auto, never, or an s3:// URI")
     parsed, text = load_config(config)
     name = run_id or f"train-{parsed.experiment}-{config_digests(parsed).training[:12]}-{parsed.seed}"
-    _require_valid(parsed, config)
+    require_valid(parsed, config)
     _require_reachable_s3(parsed)
     with embedded_servers(HOME, mlflow=False):
         plan = _plan(parsed, config, name)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 Kind = Literal["ledger", "check", "train", "evaluate", "gate", "promote"]
 
-NAMESPACE = "convergate"
+NAMESPACE = "kubeflow"
+"""Of the runs, where nothing names another: that of Kubeflow Pipelines alone."""
 WORKER = "convergate-worker"
 """Service account of a TrainJob's pods: the user's code, with no right in the cluster and no token."""
 PIPELINE = "convergate-pipeline"
@@ -41,13 +42,24 @@ S3_SETTINGS = (
 """Keys of the ConfigMap, and variables of every step; each is optional."""
 MLFLOW_SETTINGS = ("MLFLOW_TRACKING_URI",)
 """Keys of the ConfigMap, and variables of the steps that speak to MLflow."""
-LAUNCH_SETTINGS = ("CONVERGATE_RUNTIME", "CONVERGATE_QUEUE")
-"""Keys of the ConfigMap, and variables of the steps that may start a TrainJob: another runtime, a queue of Kueue's."""
+RUNTIME_VARIABLE, QUEUE_VARIABLE = "CONVERGATE_RUNTIME", "CONVERGATE_QUEUE"
+"""Name another runtime than ours, and the LocalQueue of Kueue's that TrainJobs wait in."""
+LAUNCH_SETTINGS = (RUNTIME_VARIABLE, QUEUE_VARIABLE)
+"""Keys of the ConfigMap, and variables of the steps that may start a TrainJob."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of a kind's Secret; it is optional, since the service account may have a cloud role instead."""
 MLFLOW_SECRET = "convergate-mlflow"  # noqa: S105 - a name
 MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Keys of the Secret for MLflow, each optional."""
+
+POD_VARIABLE, NAMESPACE_VARIABLE = "POD_NAME", "POD_NAMESPACE"
+"""This pod and its namespace, by the downward API; of steps that have to find their own pod."""
+LAUNCHER_VARIABLE = "CONVERGATE_LAUNCHER"
+"""What a compiled step was made for, `local` or `trainjob`: its pod has the rights and the GPU for that one alone."""
+CONFIG_FOLDER, CONFIG_KEY = "/etc/convergate", "config.yaml"
+"""Where a run's config is mounted, and its key in its ConfigMap."""
+DIGEST_CHARACTERS = 16
+"""Of a config's SHA-256, in names and labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +68,6 @@ class Access:
 
     steps: tuple[str, ...]
     """Names of the steps in the DAG."""
-    user_code: bool = False
-    """Whether a step of the kind imports the user's task."""
     launches: bool = False
     """Whether a step of the kind may start a TrainJob, and so speaks to the cluster's API."""
     mlflow: bool = False
@@ -79,7 +89,6 @@ ACCESS: Mapping[Kind, Access] = MappingProxyType(
         ),
         "check": Access(
             steps=("validate_config", "validate_data", "find_champion"),
-            user_code=True,
             # The last two: what `training.init_from` names.
             reads=(
                 "storage/runs/*/plan.json",
@@ -92,7 +101,6 @@ ACCESS: Mapping[Kind, Access] = MappingProxyType(
         ),
         "train": Access(
             steps=("canary", "train"),
-            user_code=True,
             launches=True,
             reads=(
                 "storage/runs/*/plan.json",
@@ -114,7 +122,6 @@ ACCESS: Mapping[Kind, Access] = MappingProxyType(
         ),
         "evaluate": Access(
             steps=("evaluate",),
-            user_code=True,
             reads=(
                 "storage/runs/*/training.json",
                 "storage/runs/*/champion.json",
@@ -137,7 +144,6 @@ ACCESS: Mapping[Kind, Access] = MappingProxyType(
         ),
         "promote": Access(
             steps=("promote",),
-            user_code=True,
             mlflow=True,
             reads=(
                 "storage/runs/*/decision.json",
@@ -157,8 +163,8 @@ ACCESS: Mapping[Kind, Access] = MappingProxyType(
         ),
     }
 )
-"""Every kind. Two of them run the user's code and write what others rely on: validate_data shares its kind with the
-plan, and promote imports the task to export its model."""
+"""Every kind. validate_data, canary, train, evaluate and promote import the user's task, and two of their kinds write
+what others rely on: validate_data shares its own with the plan, and promote imports the task to export its model."""
 
 
 def kind_of(step: str) -> Kind:
@@ -178,6 +184,11 @@ def service_account(kind: Kind) -> str:
 def s3_secret(kind: Kind) -> str:
     """The Secret with a kind's S3 keys, `S3_KEYS`."""
     return f"convergate-s3-{kind}"
+
+
+def config_map_name(config_digest: str) -> str:
+    """The ConfigMap of a run's config, by the SHA-256 of its text; so it never has to change."""
+    return f"convergate-config-{config_digest[:DIGEST_CHARACTERS]}"
 
 
 def settings(kind: Kind) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ itself, the help is its docstring: a step has one face. Documents travel as `s3:
 one tells its digest, and the step that takes it checks it.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -153,7 +154,8 @@ def _option(name: str, kind: _Kind, parameter: inspect.Parameter, text: str | No
 def _run(function: Any, returned: list[str], values: Mapping[str, str | None], outputs: Path) -> None:
     """Call the step with what the options say, put its documents where they go, and tell what it returned."""
     kinds = {name: _kind(parameter) for name, parameter in inspect.signature(function).parameters.items()}
-    outputs.mkdir(parents=True, exist_ok=True)
+    with _writing(outputs):
+        outputs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="convergate-step-") as folder:
         given = {name: _given(name, kind, values[name], Path(folder)) for name, kind in kinds.items()}
         result = function(**given)
@@ -163,7 +165,7 @@ def _run(function: Any, returned: list[str], values: Mapping[str, str | None], o
                 reference = _put(given[name], values[name] or str(outputs / name), given.get("config"))
                 told |= {name: reference} if reference else {}
     for name, value in told.items():
-        (outputs / name).write_text(str(value), encoding="utf-8")
+        _write(outputs / name, str(value).encode())
     if told:
         click.echo(json.dumps(told, ensure_ascii=False))
 
@@ -186,7 +188,11 @@ def _text(name: str, value: str) -> str:
     """A text as it is, or that of a file after `@`."""
     if not value.startswith("@"):
         return value
-    return _read(Path(value[1:]), f"--{name.replace('_', '-')}").decode("utf-8", errors="replace")
+    option = f"--{name.replace('_', '-')}"
+    try:
+        return _read(Path(value[1:]), option).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {value[1:]}: byte {error.start} is no UTF-8 → a text file in UTF-8") from error
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -194,6 +200,23 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror} → the path of a file that the step can read") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A place that cannot be written is whoever's who named it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path}: {error.strerror} → --outputs, or a place, that the step can write"
+        ) from error
 
 
 def _take(value: str, target: Path) -> Path:
@@ -225,9 +248,7 @@ def _put(artifact: Any, place: str, config: str | None) -> str | None:
     if place.startswith(STORAGE_SCHEME):
         place = f"{_root(place, config)}/{place.removeprefix(STORAGE_SCHEME)}"
     if not place.startswith("s3://"):
-        target = Path(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        _write(Path(place), data)
         return None
     from .storage import S3Location, S3NotFoundError, S3Store
 

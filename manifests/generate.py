@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from convergate.components.access import ACCESS, policy
+from convergate.components.access import ACCESS, CONFIG_KEY, config_map_name, policy
 from convergate.components.config import parse_config
 
 HERE = Path(__file__).resolve().parent
-DIGEST_CHARACTERS = 16
 RUN_CONFIGS = HERE / "base" / "run-configs.yaml"
 HEADING = """\
 # Written by manifests/generate.py from manifests/configs/: change those, then `make docs`.
@@ -46,14 +45,14 @@ def _config_map(text: str) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": f"convergate-config-{digest[:DIGEST_CHARACTERS]}",
+            "name": config_map_name(digest),
             "labels": {
                 "workflows.argoproj.io/configmap-type": "Parameter",
                 "convergate.io/experiment": parse_config(text).experiment,
             },
         },
         "immutable": True,
-        "data": {"config.yaml": text},
+        "data": {CONFIG_KEY: text},
     }
 
 

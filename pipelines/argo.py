@@ -12,7 +12,7 @@ import yaml
 
 from ..components import access
 from ..components.step_command import STORAGE_SCHEME
-from .argo_pods import CONFIG_KEY, template
+from .argo_pods import template
 from .argo_tasks import Node, Task, dashed, flat_tasks, output_parameter, workflow_parameter
 from .compiling import PIPELINES, compile_pipeline
 from .placement import Placement
@@ -110,7 +110,7 @@ def workflow_template(ir: Node, kubernetes: Node) -> Node:
 def _workflow_parameters(ir: Node) -> list[Node]:
     """What a person fills in: the ConfigMap in the place of the config's text, and the pipeline's other inputs."""
     inputs = ir["root"]["inputDefinitions"]["parameters"].items()
-    text = f"The ConfigMap that holds the run config as {CONFIG_KEY}."
+    text = f"The ConfigMap that holds the run config as {access.CONFIG_KEY}."
     return [
         {"name": CONFIG_MAP, "description": text},
         *(

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from ..components import access
+from ..components.access import CONFIG_FOLDER, CONFIG_KEY
 from ..components.step_command import OUTPUTS
 from .argo_tasks import Node, Task, dashed
 
-CONFIG_FOLDER, CONFIG_KEY = "/etc/convergate", "config.yaml"
-"""Where the run's config is mounted, and its key in the ConfigMap."""
 _KNOWN = {
     "activeDeadlineSeconds", "configMapAsEnv", "emptyDirMounts", "fieldPathAsEnv", "imagePullPolicy", "imagePullSecret",
     "nodeSelector", "podMetadata", "secretAsEnv", "securityContext", "tolerations",

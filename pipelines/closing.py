@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 
 from ..canary.report import CanaryReport
+from ..components.access import NAMESPACE_VARIABLE
 from ..components.config import ProblemsError, RunConfig, config_digests, parse_config
 from ..components.config.document import Verdict
 from ..components.config.identity import identity
@@ -19,7 +20,6 @@ from ..components.slo.gate import end_record
 from ..components.slo.ledger import EndRecord, Ledger, RunClass
 from ..components.storage import RunStore
 from ..components.training.result import TrainingResult
-from ..components.training.trainjob.api import NAMESPACE_VARIABLE
 
 _log = logging.getLogger(__name__)
 ATTEMPTS_PREFIX = "training.json.attempts"

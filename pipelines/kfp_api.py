@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..components.errors import OutsideError, UserError
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
 PATIENCE_SECONDS = 30.0
-"""How long what changes nothing is asked again while the server cannot be reached."""
+"""How long what may be done twice is asked again while the server cannot be reached."""
 PAGE, PAGES = 100, 50
+NOT_FOUND = 404
 _UNAVAILABLE = (429, 500, 502, 503, 504)
 _MESSAGE_CHARACTERS = 300
 
@@ -20,10 +22,12 @@ _MESSAGE_CHARACTERS = 300
 class PipelinesError(OutsideError):
     """Kubeflow Pipelines cannot be reached, or refused."""
 
-    def __init__(self, text: str, *, transient: bool = False) -> None:
+    def __init__(self, text: str, *, transient: bool = False, status: int | None = None) -> None:
         super().__init__(text)
         self.transient = transient
         """Whether the same call may succeed a little later."""
+        self.status = status
+        """Of HTTP, where the server answered."""
 
 
 class PipelinesApi:
@@ -31,7 +35,8 @@ class PipelinesApi:
 
     Args:
         host: Its URL; behind Kubeflow's gateway it ends in `/pipeline`.
-        token_file: A file with a bearer token, read again for each call: such tokens expire within the hour.
+        token_file: A file with a bearer token, read again for each call: such tokens expire within the hour. Once it
+            was read, a file without a token is one that is being written.
         ca_file: The certificates that the server's is signed by; the usual ones where it is None.
         namespace: The caller's, on a server for many users.
 
@@ -50,12 +55,13 @@ class PipelinesApi:
         import kfp_server_api
         from urllib3 import Retry
 
-        if not host.startswith(("http://", "https://")):
-            raise UserError(f"--host {host}: not a URL → https://…")
+        if not _is_url(host):
+            raise UserError(f"--host {host or repr(host)}: not a URL → https://…")
         self.host = host.rstrip("/")
         self._token_file, self._wanted_namespace = token_file, namespace
         self._namespace: str | None = None
         self._known = False
+        self._sent = ""
         configuration = kfp_server_api.Configuration(host=self.host)
         configuration.retries = Retry(total=3, connect=0, read=0, status=0, other=0)  # redirects alone
         if ca_file is not None:
@@ -63,7 +69,7 @@ class PipelinesApi:
                 raise UserError(f"--ca-file {ca_file}: no such file → a PEM file")
             configuration.ssl_ca_cert = str(ca_file)
         if token_file is not None:
-            self._token()
+            self._sent = self._token(token_file)
             configuration.api_key["authorization"] = ""
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.refresh_api_key_hook = self._refresh
@@ -123,7 +129,10 @@ class PipelinesApi:
                 return
 
     def ask(self, function: Callable[..., Any], **arguments: Any) -> Any:
-        """Call what changes nothing, again and again for `PATIENCE_SECONDS` while the server cannot be reached."""
+        """Call what may be done twice, again and again for `PATIENCE_SECONDS` while the server cannot be reached.
+
+        The first of two calls may have been done, though its answer was lost.
+        """
         deadline, pause = monotonic() + PATIENCE_SECONDS, 0.5
         while True:
             try:
@@ -146,13 +155,13 @@ class PipelinesApi:
         try:
             answer = function(**arguments, _request_timeout=(CONNECT_SECONDS, READ_SECONDS))
         except ApiException as error:
-            failure = self._refused(error)
+            failure = self._refused(error, function.__name__)
         except (HTTPError, OSError) as error:
             failure = self._unreachable(_cause(error))
         except (OpenApiException, ValueError, TypeError, AttributeError) as error:
             # The client trips over its own error where TLS failed: that has no body.
             tls = error.__context__
-            failure = self._refused(tls) if isinstance(tls, ApiException) else self._no_api()
+            failure = self._refused(tls, function.__name__) if isinstance(tls, ApiException) else self._no_api()
         else:
             kind = self._client.last_response.getheader("content-type") or ""
             if "json" in kind or answer is None:
@@ -169,21 +178,25 @@ class PipelinesApi:
     def _in_namespace(self) -> dict[str, str]:
         return {} if self.namespace is None else {"namespace": self.namespace}
 
-    def _token(self) -> str:
-        assert self._token_file is not None
+    def _token(self, file: Path) -> str:
         try:
-            token = self._token_file.read_text().strip()
+            token = file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             cause = getattr(error, "strerror", None) or "not text"
-            raise UserError(f"--token-file {self._token_file}: {cause} → a file with a bearer token") from None
-        if not token or not token.isprintable() or " " in token:
-            raise UserError(f"--token-file {self._token_file}: not a token → one line, nothing else")
+            raise UserError(f"--token-file {file}: {cause} → a file with a bearer token") from None
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise UserError(f"--token-file {file}: not a token → one line, nothing else")
         return token
 
     def _refresh(self, configuration: Any) -> None:
-        configuration.api_key["authorization"] = self._token()
+        assert self._token_file is not None
+        try:
+            self._sent = self._token(self._token_file)
+        except UserError as error:
+            raise PipelinesError(str(error), transient=True) from None
+        configuration.api_key["authorization"] = self._sent
 
-    def _refused(self, error: Any) -> PipelinesError:
+    def _refused(self, error: Any, function: str) -> PipelinesError:
         """What an answer that is no success means; status 0 is a TLS error."""
         if error.status == 0:
             return self._unreachable(_cause(error))
@@ -192,9 +205,11 @@ class PipelinesApi:
             403: "a right in that namespace for the token's account, or another --token-file",
             404: "check --host: behind Kubeflow's gateway it ends in /pipeline",
         }
-        said = f"{error.status} {_message(error)}"
         fix = fixes.get(error.status, "try again later" if error.status in _UNAVAILABLE else "mend what it names")
-        return self._error(f"{said} → {fix}", transient=error.status in _UNAVAILABLE)
+        if error.status == NOT_FOUND and not re.search("_list_|_healthz", function):
+            fix = "somebody has deleted it"  # the server knew the path, or nothing would have come so far
+        text = f"{error.status} {_message(error)} → {fix}"
+        return self._error(text, transient=error.status in _UNAVAILABLE, status=error.status)
 
     def _unreachable(self, cause: str) -> PipelinesError:
         certificate = "certificate" in cause.lower()
@@ -204,16 +219,24 @@ class PipelinesApi:
     def _no_api(self) -> PipelinesError:
         return self._error("what answers is not its API, or a login page → check --host and --token-file")
 
-    def _error(self, text: str, *, transient: bool = False) -> PipelinesError:
+    def _error(self, text: str, *, transient: bool = False, status: int | None = None) -> PipelinesError:
         line = f"Kubeflow Pipelines at {self.host}: {' '.join(text.split())}"
-        if self._token_file is not None:
-            line = line.replace(self._token(), "[token]")
-        return PipelinesError(line, transient=transient)
+        if self._sent:
+            line = line.replace(self._sent, "[token]")
+        return PipelinesError(line, transient=transient, status=status)
 
 
 def named(name: str) -> str:
     """The filter of a listing for one display name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "string_value": name}]})
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 def _message(error: Any) -> str:

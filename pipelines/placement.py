@@ -7,6 +7,10 @@ from typing import Literal
 from ..components.errors import UserError
 
 Launcher = Literal["local", "trainjob"]
+TRAIN_HOURS: dict[Launcher, int] = {"local": 24, "trainjob": 48}
+"""The timeout of an attempt to train, unless the placement says another."""
+LONGEST_HOURS = (2**31 - 1) // 3600
+"""The longest deadline of a pod that Kubernetes takes."""
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _VALUE = r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
 _KEY = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -26,7 +30,7 @@ class Placement:
     """The cluster's side of a compiled pipeline.
 
     Raises:
-        UserError: for a negative number of GPUs.
+        UserError: for a negative number of GPUs, or a resource or a timeout that is none.
     """
 
     launcher: Launcher = "local"
@@ -41,6 +45,8 @@ class Placement:
     """Of the same steps."""
     image_pull_secrets: tuple[str, ...] = ()
     """Of every step."""
+    train_hours: int | None = None
+    """How long an attempt to train may take, where a TrainJob trains with its time in a queue; None is the usual."""
     keep_days: int | None = None
     """How long a run's pods are kept after its end, and their logs with them; None leaves it to the cluster."""
     labels: tuple[tuple[str, str], ...] = ()
@@ -49,6 +55,12 @@ class Placement:
     def __post_init__(self) -> None:
         if self.gpus < 0:
             raise UserError(f"--gpus {self.gpus}: → 0 for none, or how many each heavy step gets")
+        if not re.fullmatch(_KEY, self.gpu_type):
+            raise UserError(
+                f"--gpu-type {self.gpu_type!r}: not a resource of a node → nvidia.com/gpu, or another's name"
+            )
+        if self.train_hours is not None and not 1 <= self.train_hours <= LONGEST_HOURS:
+            raise UserError(f"--train-hours {self.train_hours}: → 1 to {LONGEST_HOURS}")
 
 
 def parse_node_selector(text: str) -> tuple[str, str]:

@@ -10,8 +10,7 @@ from typing import Literal
 from kfp import dsl, kubernetes
 
 from ..components import access
-from ..components.training.compiled_for import LAUNCHER_VARIABLE
-from .placement import Placement
+from .placement import TRAIN_HOURS, Launcher, Placement
 
 RETRIES = 2
 MINUTES = 60
@@ -21,9 +20,12 @@ USER = 65532
 Computing = Literal["canary", "train", "evaluate"]
 _ON_GPUS, _ON_CPUS = ("4", "16Gi", "4Gi"), ("2", "4Gi", "1Gi")
 """CPUs, memory and the shared part of it (NCCL, data loaders) of a step that computes."""
-_COMPUTING_HOURS = {"canary": 1, "train": 24, "evaluate": 1}
-_LAUNCHING_HOURS = {"canary": 6, "train": 48}
-"""A launching step waits in a queue too, before its TrainJob runs."""
+_HOURS: dict[Computing, dict[Launcher, int]] = {
+    "canary": {"local": 1, "trainjob": 6},
+    "train": TRAIN_HOURS,
+    "evaluate": {"local": 1, "trainjob": 1},
+}
+"""Timeouts of an attempt. A launching step waits in a queue too, before its TrainJob runs."""
 
 
 def light(
@@ -41,13 +43,16 @@ def light(
 
 def heavy(task: dsl.PipelineTask, step: Computing, placement: Placement) -> dsl.PipelineTask:
     """A step that computes in its own pod, or that watches the TrainJob which does; a retry of either goes on."""
-    launches = step in _LAUNCHING_HOURS
+    launches = step != "evaluate"
+    hours = _HOURS[step][placement.launcher]
+    if step == "train" and placement.train_hours is not None:
+        hours = placement.train_hours
     if launches:
-        task.set_env_variable(LAUNCHER_VARIABLE, placement.launcher)
+        task.set_env_variable(access.LAUNCHER_VARIABLE, placement.launcher)
     if launches and placement.launcher == "trainjob":
-        return knowing_its_pod(light(task, placement, seconds=_LAUNCHING_HOURS[step] * HOURS))
+        return knowing_its_pod(light(task, placement, seconds=hours * HOURS))
     cpu, memory, shared = _ON_GPUS if placement.gpus else _ON_CPUS
-    light(task, placement, memory=memory, seconds=_COMPUTING_HOURS[step] * HOURS)
+    light(task, placement, memory=memory, seconds=hours * HOURS)
     task.set_cpu_request(cpu).set_cpu_limit(cpu)
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shared)  # noqa: S108 - a volume
     gpus = placement.gpus if launches else min(placement.gpus, 1)
@@ -68,8 +73,8 @@ def ending(task: dsl.PipelineTask, placement: Placement) -> dsl.PipelineTask:
 
 def knowing_its_pod(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A step that finds its own pod, whose namespace, image and owner a TrainJob gets."""
-    kubernetes.use_field_path_as_env(task, "POD_NAME", "metadata.name")
-    kubernetes.use_field_path_as_env(task, "POD_NAMESPACE", "metadata.namespace")
+    kubernetes.use_field_path_as_env(task, access.POD_VARIABLE, "metadata.name")
+    kubernetes.use_field_path_as_env(task, access.NAMESPACE_VARIABLE, "metadata.namespace")
     return task
 
 

@@ -10,7 +10,7 @@ from ..components.config.digest import canonical_digest
 from ..components.config.identity import cluster_labels
 from ..components.errors import NotFoundError
 from .cron import six_fields
-from .kfp_api import PipelinesApi, named
+from .kfp_api import NOT_FOUND, PipelinesApi, PipelinesError, named
 from .placement import Placement
 from .submitting import Pipeline, describe, pipeline_spec
 
@@ -53,7 +53,8 @@ def create(
 ) -> tuple[Change, Schedule]:
     """Have the pipeline run on the config at these times; again with the same, nothing changes.
 
-    With anything else the new schedule stands before the old one is deleted, so that no night is missed.
+    With anything else the new schedule stands before the old one is deleted, so that no night is missed. It is paused
+    where the old one was.
 
     Raises:
         UserError: for a cron expression that is none, or a server that needs a namespace.
@@ -67,7 +68,8 @@ def create(
     earlier = find(api, pipeline, config)
     same = next((one for one in earlier if one.digest == digest), None)
     if same is None:
-        made = _create(api, pipeline, config, text, cron, spec, digest, service_account, paused)
+        stays_paused = bool(earlier) and not any(one.enabled for one in earlier)
+        made = _create(api, pipeline, config, text, cron, spec, digest, service_account, paused or stays_paused)
     elif paused and same.enabled:
         api.ask(api.recurring_runs.recurring_run_service_disable_recurring_run, recurring_run_id=same.recurring_run_id)
         made = replace(same, enabled=False)
@@ -122,7 +124,11 @@ def delete(api: PipelinesApi, schedules: list[Schedule]) -> None:
 def _delete(api: PipelinesApi, schedules: list[Schedule]) -> None:
     function = api.recurring_runs.recurring_run_service_delete_recurring_run
     for schedule in schedules:
-        api.ask(function, recurring_run_id=schedule.recurring_run_id)
+        try:
+            api.ask(function, recurring_run_id=schedule.recurring_run_id)
+        except PipelinesError as error:
+            if error.status != NOT_FOUND:  # done by a call whose answer was lost, or by somebody else
+                raise
 
 
 def _create(

@@ -5,6 +5,8 @@ import os
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import ceil
+from time import monotonic, sleep
 from typing import Any, Literal
 
 from ..components import access
@@ -14,9 +16,13 @@ from ..components.config.plan import current_commit
 from ..components.errors import UserError
 from .compiling import pipeline_messages
 from .kfp_api import PipelinesApi, PipelinesError, named
-from .placement import Placement
+from .placement import LONGEST_HOURS, TRAIN_HOURS, Placement
 
 Pipeline = Literal["retrain", "canary"]
+SETTLING_SECONDS, LOOK_SECONDS = 10.0, 1.0
+"""How long a run is looked for whose answer was lost, since the server may still be making it; and how often."""
+_EXTRA_HOURS = {"local": 1, "trainjob": 24}
+"""Of train's timeout beside its budget: to start and to save, and where it is a TrainJob's, to wait in a queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,10 @@ def submit(
 def pipeline_spec(pipeline: Pipeline, config: RunConfig, placement: Placement) -> dict[str, Any]:
     """The compiled pipeline as the API takes it: what runs, and what Kubernetes has to know beside it.
 
+    Where the placement leaves train's timeout open it is one that the config's budget fits in.
+
     Raises:
-        UserError: when the placement is for another launcher than the config's, or has too few GPUs for it.
+        UserError: when the placement is for another launcher than the config's, or has too few GPUs or hours for it.
     """
     wanted, needed = config.distributed.launcher, processes(config)
     if placement.launcher != wanted:
@@ -79,7 +87,27 @@ def pipeline_spec(pipeline: Pipeline, config: RunConfig, placement: Placement) -
             f"--gpus {placement.gpus}: the config has {needed} processes in a pod, one GPU each"
             f" → --gpus {needed}, fewer procs_per_node, or --gpus 0 for CPUs"
         )
+    hours = _budget_hours(config)
+    if placement.train_hours is None:
+        placement = replace(placement, train_hours=train_hours(config))
+    elif pipeline == "retrain" and placement.train_hours < hours:
+        raise UserError(
+            f"--train-hours {placement.train_hours}: training may take {hours:.1f} hours by budget.max_gpu_hours"
+            f" → --train-hours {train_hours(config)}, or a smaller budget"
+        )
     return pipeline_messages(pipeline, placement)
+
+
+def train_hours(config: RunConfig) -> int:
+    """The timeout of an attempt to train, in hours: its budget with what comes on top, and no less than usual."""
+    launcher = config.distributed.launcher
+    wanted = ceil(_budget_hours(config)) + _EXTRA_HOURS[launcher]
+    return min(max(wanted, TRAIN_HOURS[launcher]), LONGEST_HOURS)
+
+
+def _budget_hours(config: RunConfig) -> float:
+    """The most hours that all processes of a training may run."""
+    return config.budget.max_gpu_hours / config.distributed.world_size
 
 
 def processes(config: RunConfig) -> int:
@@ -107,27 +135,40 @@ def run_url(host: str, run_id: str) -> str:
 
 
 def _create_once(api: PipelinesApi, wanted: Any) -> str | None:
-    """Make a run; after an answer that was lost, find it rather than make another."""
+    """Make a run; after an answer that was lost, find it rather than make another, and try twice at most."""
     try:
         return _create(api, wanted)
     except PipelinesError as error:
         if not error.transient:
             raise
-    found = next(
-        api.pages(
-            api.runs.run_service_list_runs,
-            "runs",
-            experiment_id=wanted.experiment_id,
-            filter=named(wanted.display_name),
-        ),
-        None,
-    )
-    return found.run_id if found is not None else _create(api, wanted)
+    found = _appears(api, wanted)
+    if found is not None:
+        return found
+    try:
+        return _create(api, wanted)
+    except PipelinesError as error:
+        found = _appears(api, wanted) if error.transient else None
+        if found is None:
+            raise
+        return found
 
 
 def _create(api: PipelinesApi, wanted: Any) -> str | None:
     identity: str | None = api.call(api.runs.run_service_create_run, run=wanted).run_id
     return identity
+
+
+def _appears(api: PipelinesApi, wanted: Any) -> str | None:
+    """The id of the run of that name, as soon as there is one; None when there is none in time."""
+    deadline, name = monotonic() + SETTLING_SECONDS, named(wanted.display_name)
+    listing = api.runs.run_service_list_runs
+    while True:
+        for found in api.pages(listing, "runs", experiment_id=wanted.experiment_id, filter=name):
+            identity: str = found.run_id
+            return identity
+        if monotonic() + LOOK_SECONDS > deadline:
+            return None
+        sleep(LOOK_SECONDS)
 
 
 def _name(config: RunConfig, pipeline: Pipeline) -> str:

@@ -19,7 +19,7 @@ from ..components.errors import ConvergateError, ExitCode, OutsideError, Termina
 from ..components.report import RunPage, verdict_sentence
 from .closing import load_page, stop_reason
 from .exit_codes import exit_code
-from .kfp_api import PipelinesApi, PipelinesError
+from .kfp_api import NOT_FOUND, PipelinesApi, PipelinesError
 from .servers import s3_is_configured
 from .submitting import SubmittedRun
 
@@ -163,7 +163,8 @@ def _follow(api: PipelinesApi, run: SubmittedRun, on_states: Callable[[States], 
         except PipelinesError as error:
             lost = lost or monotonic()
             if not error.transient or monotonic() - lost > OUTAGE_SECONDS:
-                raise
+                gone = error.status == NOT_FOUND
+                raise PipelinesError(str(error) if gone else f"{error}; the run goes on: {run.url}") from None
         else:
             lost = None
             on_states(step_states(seen))

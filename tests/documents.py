@@ -62,7 +62,9 @@ def make_data(run_id: str = "run", **changes: Any) -> DataReport:
 def make_canary(verdict: str = "PASS", run_id: str = "run", reason: str = "") -> CanaryReport:
     fields = {"run_id": run_id, "verdict": verdict, "checks": [check(verdict, "falling loss", reason)], "steps": 20}
     fields |= {"world_size": 2, "device": "cpu", "seconds_per_step": 0.1, "projected_seconds": 9.0, "seconds": 6.0}
-    return CanaryReport.model_validate(fields | {"projected_gpu_hours": 0.005, "gpu_hours": 0.004, "trace_uri": "s3://b/t"})
+    return CanaryReport.model_validate(
+        fields | {"projected_gpu_hours": 0.005, "gpu_hours": 0.004, "trace_uri": "s3://b/t"}
+    )
 
 
 def make_training(run_id: str = "run", **changes: Any) -> TrainingResult:

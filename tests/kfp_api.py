@@ -28,7 +28,7 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 Node = dict[str, Any]
-DROP, DROP_AFTER, LOGIN_PAGE = "drop", "drop after it was done", "login page"
+DROP, DROP_AFTER, LATE, LOGIN_PAGE = "drop", "drop after it was done", "drop, and done a look later", "login page"
 
 
 class RefusedError(Exception):
@@ -65,6 +65,8 @@ class KfpApi:
     faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     looks: int = 0
+    in_flight: list[tuple[str, str, Node]] = field(default_factory=list)
+    """Calls that nobody waits for any more, done after the next look at their path."""
     log: list[tuple[str, str]] = field(default_factory=list)
     """What was done to recurring runs, in order."""
 
@@ -81,6 +83,12 @@ class KfpApi:
         if kind == "runs":
             return self._runs(method, identity, query, body)
         return self._recurring_runs(method, identity, verb, query, body)
+
+    def catch_up(self, method: str, path: str) -> None:
+        """Do what was still in flight, after a look."""
+        for late in [late for late in self.in_flight if method == "GET" and late[1] == path]:
+            self.in_flight.remove(late)
+            self.handle(late[0], path, {}, late[2])
 
     def _experiments(self, method: str, query: dict[str, str], body: Node) -> Node:
         given = query.get("namespace") if method == "GET" else body.get("namespace")
@@ -123,7 +131,9 @@ class KfpApi:
             return self.recurring_runs[-1]
         if identity is None:
             return {"recurringRuns": _listed(self.recurring_runs, query)}
-        found = next(run for run in self.recurring_runs if run["recurring_run_id"] == identity)
+        found = next((run for run in self.recurring_runs if run["recurring_run_id"] == identity), None)
+        if found is None:
+            raise RefusedError(404, f"RecurringRun {identity} not found")
         self.log.append((verb or method.lower(), identity))
         if method == "DELETE":
             self.recurring_runs.remove(found)
@@ -238,6 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == DROP:
             self.close_connection = True
             return
+        if fault == LATE:
+            self.state.in_flight.append((method, parts.path, body))
+            self.close_connection = True
+            return
         if fault == LOGIN_PAGE:
             self._send(200, "text/html", b"<html>sign in</html>")
             return
@@ -248,6 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise RefusedError(401, f"Unauthenticated: the token in '{sent}' is not known")
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             status, answer = 200, self.state.handle(method, parts.path, query, body)
+            self.state.catch_up(method, parts.path)
         except RefusedError as refused:
             status, answer = refused.status, {"error": str(refused), "code": 3, "message": str(refused)}
         if fault == DROP_AFTER:

@@ -39,7 +39,7 @@ def train(
     from convergate.components.config import parse_config
     from convergate.components.config.plan import RunPlan
     from convergate.components.errors import OutsideError
-    from convergate.components.training.compiled_for import require_launcher
+    from convergate.components.training.start import require_launcher
     from convergate.components.training.train import run_training
 
     parsed, run_plan = parse_config(config), RunPlan.from_json(Path(plan.path).read_bytes())

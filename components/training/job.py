@@ -1,11 +1,14 @@
 """Job: what the launcher tells every worker process, in one JSON file that holds a list of them."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..config import RunConfig, parse_config
 from ..errors import UserError
+
+Phase = Literal["canary", "train"]
+"""Which of a run's launches."""
 
 
 class Job(BaseModel):

@@ -6,6 +6,7 @@
 - `installed`: Trainer, JobSet, Argo, Kueue: there, and of a version and with settings that fit.
 - `cluster`: the runtime, accounts, settings and Secrets, nodes.
 - `rights`: what each account may do, and may not.
+- `services`: the S3 and MLflow of a cluster, from here, or how to ask from inside.
 """
 
 from .cluster import examine_cluster

@@ -8,31 +8,37 @@ from ...components.access import (
     MLFLOW_KEYS,
     MLFLOW_SECRET,
     PIPELINE,
+    QUEUE_VARIABLE,
+    RUNTIME_VARIABLE,
     S3_KEYS,
     WORKER,
+    Kind,
     s3_secret,
     service_account,
     settings,
 )
 from ...components.errors import ConvergateError
+from ...components.images import LIGHT_IMAGE
 from ...components.training.trainjob.answers import APPLY, ApiError, DeniedError, MissingError
 from ...components.training.trainjob.api import Cluster, Json
-from ...components.training.trainjob.objects import NODE, QUEUE_VARIABLE, RUNTIME_VARIABLE, runtime_name
+from ...components.training.trainjob.objects import NODE, runtime_name
 from ...components.training.trainjob.pace import Pace
 from ...components.training.trainjob.runtime import Runtime, find_runtime, is_gpu
 from .installed import KUEUE_GROUP, KUEUE_INSTALL, TRAINER_GROUP, examine_installed, examine_kueue
 from .rights import examine_rights
 from .row import Row, examined
+from .services import examine_services, without_user
 
 PACE = Pace(outage=3.0)
 """A person waits for the answer."""
 
 
-def examine_cluster(namespace: str, *, trainjobs: bool = True) -> list[Row]:
+def examine_cluster(namespace: str, checkpoints: str, *, trainjobs: bool = True) -> list[Row]:
     """Every check of a cluster.
 
     Args:
         namespace: where the runs' pods are.
+        checkpoints: `checkpoint.uri` of the config, where S3 is probed.
         trainjobs: whether training is to run as TrainJobs; without, Trainer may be missing.
 
     Raises:
@@ -46,16 +52,21 @@ def examine_cluster(namespace: str, *, trainjobs: bool = True) -> list[Row]:
     rows += examine_installed(cluster, served, trainjobs=trainjobs)
     given, row = _settings(cluster)
     runtime: Runtime | None = None
+    wanted = given.get(RUNTIME_VARIABLE) or runtime_name()
     if TRAINER_GROUP in served:
-        runtime, found = _runtime(cluster, given.get(RUNTIME_VARIABLE) or runtime_name())
+        runtime, found = _runtime(cluster, wanted)
         rows.append(found)
-    rows += [examined("accounts", lambda: _accounts(cluster)), *examine_rights(cluster, trainjobs=trainjobs), row]
+    of_the_cluster = None if runtime is not None and runtime.kind == "TrainingRuntime" else wanted
+    rows.append(examined("accounts", lambda: _accounts(cluster)))
+    rows += [*examine_rights(cluster, of_the_cluster, trainjobs=trainjobs), row]
     if given.get(QUEUE_VARIABLE):
         rows.append(examined("queue", lambda: _queue(cluster, given[QUEUE_VARIABLE], served.get(KUEUE_GROUP))))
         if KUEUE_GROUP in served:
             rows.append(examine_kueue(cluster, served))
-    rows += [_secret(cluster, s3_secret(kind), S3_KEYS, f"a cloud role of {service_account(kind)}") for kind in ACCESS]
-    rows.append(_secret(cluster, MLFLOW_SECRET, MLFLOW_KEYS, "an MLflow without credentials"))
+    own_s3 = given.get("AWS_ENDPOINT_URL")
+    rows += [_secret(cluster, s3_secret(kind), S3_KEYS, *_without_keys(kind, own_s3)) for kind in ACCESS]
+    rows.append(_secret(cluster, MLFLOW_SECRET, MLFLOW_KEYS, "right for an MLflow without credentials", False))
+    rows += examine_services(given, checkpoints, namespace, _image(runtime))
     rows.append(examined("nodes", lambda: _nodes(cluster, runtime)))
     rows.append(examined("network policies", lambda: _network(cluster)))
     return rows
@@ -127,11 +138,30 @@ def _settings(cluster: Cluster) -> tuple[dict[str, str], Row]:
     strange = sorted(data.keys() - set(chain.from_iterable(map(settings, ACCESS))))
     if strange:
         fix = f"kubectl edit configmap {CONFIG_MAP} -n {cluster.namespace}"
-        return data, Row.failed(name, f"no step reads {', '.join(strange)}", fix)
+        # They may be meant for training's libraries (NCCL_DEBUG), or be misspelt.
+        figure = f"no step reads {', '.join(strange)}; the pods of TrainJobs get all of it"
+        return data, Row.unknown(name, figure, f"{fix}, where one is misspelt")
     return data, Row.ok(name, ", ".join(sorted(data)) or "empty: S3 is AWS, and there is no MLflow")
 
 
-def _secret(cluster: Cluster, name: str, wanted: tuple[str, ...], instead: str) -> Row:
+def _without_keys(kind: Kind, own_s3: str | None) -> tuple[str, bool]:
+    """What it means that a kind has no keys, and whether it needs them."""
+    if own_s3:
+        return f"{without_user(own_s3)} knows no cloud role", True
+    role = f"right under Argo, with a cloud role of {service_account(kind)}"
+    if kind == "train":
+        role += f" and of {WORKER}"
+    return f"{role}; Kubeflow Pipelines has one account for all kinds, so that a role cannot tell them apart", False
+
+
+def _image(runtime: Runtime | None) -> str:
+    """An image of ours that the cluster can pull."""
+    if runtime is None:
+        return LIGHT_IMAGE
+    return str(next(one for one in runtime.pod_spec["containers"] if one["name"] == NODE)["image"])
+
+
+def _secret(cluster: Cluster, name: str, wanted: tuple[str, ...], absent: str, needed: bool) -> Row:
     """Whether a Secret has the right keys; their values are neither shown nor kept."""
     title = f"Secret {name}"
     try:
@@ -143,7 +173,7 @@ def _secret(cluster: Cluster, name: str, wanted: tuple[str, ...], instead: str) 
         return Row.of(title, error)
     if found is None:
         fix = f"kubectl create secret generic {name} -n {cluster.namespace} --from-env-file=FILE"
-        return Row.unknown(title, f"not there: right for {instead}", fix)
+        return (Row.failed if needed else Row.unknown)(title, f"not there: {absent}", fix)
     keys = set(found.get("data") or {})
     missing = [key for key in wanted if key not in keys] if wanted == S3_KEYS else [] if keys & set(wanted) else wanted
     if missing:

@@ -30,7 +30,7 @@ def examine_machine(root: str, *, embedded_s3: bool = False) -> list[Row]:
     """Every check of this machine.
 
     Args:
-        root: `storage.uri` of the config.
+        root: where S3 is probed: `storage.uri` of the config.
         embedded_s3: whether the S3 of the environment is our own, started for the while.
     """
     return [
@@ -39,7 +39,7 @@ def examine_machine(root: str, *, embedded_s3: bool = False) -> list[Row]:
         _packages(),
         _gpus(),
         *examine_storage(root, embedded=embedded_s3),
-        examined("MLflow", _mlflow),
+        examined("MLflow", examine_mlflow),
     ]
 
 
@@ -90,7 +90,12 @@ def _gpus() -> Row:
     return Row.unknown("GPU", "none: training runs on the CPU, by gloo")
 
 
-def _mlflow() -> Row:
+def examine_mlflow() -> Row:
+    """The MLflow server that the environment names, and whether its version fits our client's.
+
+    Raises:
+        OutsideError: when it does not answer.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         figure = "none is configured: `convergate retrain` starts its own"
         return Row.unknown("MLflow", figure, "MLFLOW_TRACKING_URI=https://…")

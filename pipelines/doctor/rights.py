@@ -15,6 +15,10 @@ FORBIDDEN = (
     Right("create", "rbac.authorization.k8s.io", "rolebindings"),
 )
 """What the account of the user's code must not be allowed to."""
+_RUNTIMES = "clustertrainingruntimes"
+_ANOTHER_RUNTIME = (
+    "its name in resourceNames of ClusterRole convergate-runtime, and in the admission policy: docs/trainjob.md"
+)
 _REVIEWS = "/apis/authorization.k8s.io/v1"
 
 
@@ -23,20 +27,26 @@ class _Asked(NamedTuple):
     allowed: bool
 
 
-def examine_rights(cluster: Cluster, *, trainjobs: bool) -> list[Row]:
-    """What this user may do, and the accounts of the steps that launch TrainJobs and of the worker pods."""
+def examine_rights(cluster: Cluster, runtime: str | None, *, trainjobs: bool) -> list[Row]:
+    """What this user may do, and the accounts of the steps that launch TrainJobs and of the worker pods.
+
+    Args:
+        cluster: the cluster, and the namespace of the runs.
+        runtime: the ClusterTrainingRuntime of the TrainJobs; None where it is one of the namespace.
+        trainjobs: whether training is to run as TrainJobs.
+    """
     if not trainjobs:
         return [examined(f"rights: {WORKER}", lambda: _worker(cluster))]
     launchers = [service_account(kind) for kind, access in ACCESS.items() if access.launches]
-    rows = [examined("rights: yours", lambda: _yours(cluster))]
+    rows = [examined("rights: yours", lambda: _yours(cluster, runtime))]
     for account in [*launchers, PIPELINE]:
-        rows.append(examined(f"rights: {account}", lambda account=account: _launcher(cluster, account)))  # type: ignore[misc]
+        rows.append(examined(f"rights: {account}", lambda account=account: _launcher(cluster, account, runtime)))  # type: ignore[misc]
     rows.append(examined(f"rights: {WORKER}", lambda: _worker(cluster)))
     return rows
 
 
-def _yours(cluster: Cluster) -> Row:
-    missing = [asked.right for asked in _ask(cluster, LAUNCH_RIGHTS, None) if not asked.allowed]
+def _yours(cluster: Cluster, runtime: str | None) -> Row:
+    missing = [asked.right for asked in _ask(cluster, _launching(runtime), None, runtime) if not asked.allowed]
     if not missing:
         return Row.ok("rights: yours", "may launch TrainJobs")
     return Row.unknown(
@@ -44,14 +54,16 @@ def _yours(cluster: Cluster) -> Row:
     )
 
 
-def _launcher(cluster: Cluster, account: str) -> Row:
+def _launcher(cluster: Cluster, account: str, runtime: str | None) -> Row:
     name = f"rights: {account}"
     try:
-        asked = _ask(cluster, LAUNCH_RIGHTS, account)
+        asked = _ask(cluster, _launching(runtime), account, runtime)
     except DeniedError:
         return _not_asked(cluster, name)
     missing = [one.right for one in asked if not one.allowed]
     if missing:
+        if runtime not in (None, RUNTIME) and [one.resource for one in missing] == [_RUNTIMES]:
+            return Row.failed(name, f"may not get {_RUNTIMES} {runtime}", _ANOTHER_RUNTIME)
         return Row.failed(name, f"may not {_listed(missing)}", APPLY)
     return Row.ok(name, f"all {len(asked)} that a launch takes")
 
@@ -59,7 +71,7 @@ def _launcher(cluster: Cluster, account: str) -> Row:
 def _worker(cluster: Cluster) -> Row:
     name = f"rights: {WORKER}"
     try:
-        granted = [one.right for one in _ask(cluster, FORBIDDEN, WORKER) if one.allowed]
+        granted = [one.right for one in _ask(cluster, FORBIDDEN, WORKER, None) if one.allowed]
     except DeniedError:
         return _not_asked(cluster, name)
     if granted:
@@ -74,11 +86,16 @@ def _not_asked(cluster: Cluster, name: str) -> Row:
     return Row.unknown(name, "you may not ask for another account (subjectaccessreviews)", f"an administrator: {ask}")
 
 
-def _ask(cluster: Cluster, rights: tuple[Right, ...], account: str | None) -> list[_Asked]:
+def _launching(runtime: str | None) -> tuple[Right, ...]:
+    """What a launch takes; one with a runtime of the namespace does not look further."""
+    return tuple(right for right in LAUNCH_RIGHTS if runtime is not None or right.resource != _RUNTIMES)
+
+
+def _ask(cluster: Cluster, rights: tuple[Right, ...], account: str | None, runtime: str | None) -> list[_Asked]:
     """Ask for each right, of an account, or of this user."""
     answers = []
     for right in rights:
-        spec: Json = {"resourceAttributes": right.attributes(cluster.namespace, RUNTIME)}
+        spec: Json = {"resourceAttributes": right.attributes(cluster.namespace, runtime or RUNTIME)}
         kind = "SelfSubjectAccessReview"
         if account is not None:
             kind = "SubjectAccessReview"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from .conftest import Convergate
 
 
@@ -25,6 +27,7 @@ def test_a_folder_that_is_a_file(convergate: Convergate, tmp_path: Path) -> None
 
 def test_where_the_steps_run_is_written_into_the_file(convergate: Convergate, tmp_path: Path) -> None:
     options = ("--launcher", "trainjob", "--toleration", "gpu=yes:NoSchedule", "--node-selector", "pool=a100")
+    options = (*options, "--train-hours", "100")
     assert convergate("compile", *options, "--gpus", "2", "--image-pull-secret", "registry").code == 0
     text = (tmp_path / "out" / "retrain.yaml").read_text()
     for written in (
@@ -33,8 +36,17 @@ def test_where_the_steps_run_is_written_into_the_file(convergate: Convergate, tm
         "pool: a100",
         "secretName: registry",
         "metadata.namespace",
+        "activeDeadlineSeconds: '360000'",
     ):
         assert written in text
+
+
+@pytest.mark.parametrize("argo", [(), ("--argo",)])
+def test_a_gpu_that_has_no_name(convergate: Convergate, argo: tuple[str, ...]) -> None:
+    answer = convergate("compile", *argo, "--gpu-type", "")
+    assert (answer.code, answer.error) == (
+        2, "--gpu-type '': not a resource of a node → nvidia.com/gpu, or another's name",
+    )  # fmt: skip
 
 
 def test_a_taint_that_is_none(convergate: Convergate) -> None:

@@ -1,5 +1,9 @@
 """doctor, on real S3 servers, a real MLflow, and a stand-in of a cluster that has our manifests applied."""
 
+import json
+import os
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,12 @@ from convergate.components.storage import S3Location, S3Store
 from kubernetes_api import scene
 from kubernetes_api.store import Key
 
+from ..manifests.pod_security import violations
 from .conftest import Convergate
 
 NODE = {"metadata": {"name": "gpu-1"}, "status": {"allocatable": {"cpu": "16", "nvidia.com/gpu": "4"}}}
+NOBODY = "http://127.0.0.1:9"
+"""Where no server listens."""
 KEYS = {"AWS_ACCESS_KEY_ID": "aWQ=", "AWS_SECRET_ACCESS_KEY": "c2VjcmV0LXZhbHVl"}
 
 
@@ -32,9 +39,18 @@ def cluster(
     with scene.cluster(tmp_path) as running:
         be(running, monkeypatch, "admin")
         running.api.put("nodes", NODE)
+        set_settings(running, AWS_ENDPOINT_URL=NOBODY, MLFLOW_TRACKING_URI=NOBODY)
         for kind in ("ledger", "check", "train", "evaluate", "gate", "promote"):
             running.api.put("secrets", {"metadata": {"name": f"convergate-s3-{kind}"}, "data": KEYS}, scene.NAMESPACE)
         yield running
+
+
+def set_settings(running: scene.Cluster, **data: str) -> None:
+    """What ConfigMap convergate holds."""
+    key = Key("configmaps", scene.NAMESPACE, "convergate")
+    settings = running.api.store.get(key)
+    assert settings is not None
+    running.api.store.update(key, {**settings, "data": data})
 
 
 def be(running: scene.Cluster, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
@@ -42,12 +58,12 @@ def be(running: scene.Cluster, monkeypatch: pytest.MonkeyPatch, token: str) -> N
     monkeypatch.setenv("KUBECONFIG", str(running.api.kubeconfig(folder, token, scene.NAMESPACE)))
 
 
-def config(tmp_path: Path, root: str) -> str:
+def config(tmp_path: Path, root: str, **more: Any) -> str:
     body: dict[str, Any] = yaml.safe_load(
         Path(__file__).parents[2].joinpath("manifests/configs/digits.yaml").read_text()
     )
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump({**body, "storage": {"uri": root}}))
+    file.write_text(yaml.safe_dump({**body, "storage": {"uri": root}, **more}))
     return str(file)
 
 
@@ -125,10 +141,8 @@ def test_what_is_missing_or_wrong_in_a_cluster_fails_with_its_fix(
         pod["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] = 1
 
     cluster.change_runtime(with_gpu)
-    key = Key("configmaps", scene.NAMESPACE, "convergate")
-    settings = cluster.api.store.get(key)
-    assert settings is not None
-    cluster.api.store.update(key, {**settings, "data": {"CONVERGATE_QUEUE": "team-a", "AWS_REGOIN": "x"}})
+    set_settings(cluster, CONVERGATE_QUEUE="team-a", AWS_ENDPOINT_URL=NOBODY)
+    cluster.api.store.delete(Key("secrets", scene.NAMESPACE, "convergate-s3-gate"))
     cluster.api.rbac = type(cluster.api.rbac)(
         [
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "all"}}
@@ -143,12 +157,95 @@ def test_what_is_missing_or_wrong_in_a_cluster_fails_with_its_fix(
     failed = {one["name"]: one for one in answer.json if one["state"] == "failed"}
     assert failed["accounts"]["figure"] == "not there: convergate-gate"
     assert failed["Secret convergate-s3-train"]["figure"].startswith("has accessKey and not AWS_ACCESS_KEY_ID")
-    assert failed["ConfigMap convergate"]["figure"] == "no step reads AWS_REGOIN"
+    assert failed["Secret convergate-s3-gate"]["figure"] == f"not there: {NOBODY} knows no cloud role"
     assert failed["queue"]["figure"] == "team-a: Kueue is not installed, and CONVERGATE_QUEUE names it"
     assert failed["nodes"]["figure"].endswith("the runtime asks for nvidia.com/mig-1g.5gb")
     assert failed["rights: convergate-worker"]["figure"] == "the user's code may get secrets"
     assert failed["rights: convergate-train"]["fix"] == "kubectl apply -k manifests/overlays/…"
     assert all(one["fix"] for one in failed.values())
+
+
+def test_without_an_own_s3_keys_may_be_a_role_and_other_settings_are_training_s(
+    convergate: Convergate, cluster: scene.Cluster
+) -> None:
+    set_settings(cluster, NCCL_DEBUG="INFO")
+    cluster.api.store.delete(Key("secrets", scene.NAMESPACE, "convergate-s3-train"))
+    rows = examine(convergate)
+    secret, settings = row(rows, "Secret convergate-s3-train"), row(rows, "ConfigMap convergate")
+    assert (secret["state"], settings["state"]) == ("unknown", "unknown")
+    assert "right under Argo, with a cloud role of convergate-train and of convergate-worker" in secret["figure"]
+    assert "Kubeflow Pipelines has one account for all kinds" in secret["figure"]
+    assert settings["figure"] == "no step reads NCCL_DEBUG; the pods of TrainJobs get all of it"
+    assert "no keys are set here" in row(rows, "S3: conditional writes")["figure"]
+
+
+def test_the_s3_and_mlflow_of_the_cluster_are_examined_from_here_where_they_answer(
+    convergate: Convergate, cluster: scene.Cluster, tmp_path: Path, moto: str, mlflow_server: str
+) -> None:
+    set_settings(cluster, AWS_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"], MLFLOW_TRACKING_URI=mlflow_server)
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("AWS_ENDPOINT_URL", NOBODY)
+        here.delenv("MLFLOW_TRACKING_URI")
+        file = config(tmp_path, "s3://bucket", checkpoint={"uri": f"{moto}/checkpoints"})
+        answer = convergate("doctor", file, "--cluster", "--json")
+        assert os.environ["AWS_ENDPOINT_URL"] == NOBODY
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert f"{moto}/checkpoints" in row(answer.json, "S3")["figure"]
+    assert row(answer.json, "S3: conditional writes")["figure"] == "honoured (If-None-Match)"
+    assert mlflow_server in row(answer.json, "MLflow")["figure"]
+    assert list(S3Store().list(S3Location.parse(moto))) == []
+
+
+def test_what_cannot_be_reached_from_here_gets_the_command_that_asks_from_inside(
+    convergate: Convergate, cluster: scene.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    set_settings(cluster, AWS_ENDPOINT_URL=NOBODY, MLFLOW_TRACKING_URI=NOBODY.replace("127", "me:secret@127"))
+    rows = examine(convergate)
+    found = row(rows, "S3: conditional writes")
+    assert (found["state"], found["figure"]) == ("unknown", f"not known: {NOBODY} cannot be reached from here")
+    assert row(rows, "MLflow") == {**found, "name": "MLflow"}
+    command = shlex.split(found["fix"])
+    assert command[:5] == ["kubectl", "run", "convergate-doctor", "-n", scene.NAMESPACE]
+    dry = [*(part for part in command if part not in ("--rm", "--attach")), "--dry-run=client", "-o", "json"]
+    ran = subprocess.run(dry, capture_output=True, check=False, text=True)
+    assert ran.returncode == 0, ran.stderr
+    pod = json.loads(ran.stdout)
+    (container,) = pod["spec"]["containers"]
+    assert container["command"] == ["convergate", "doctor", "--root", "s3://convergate/checkpoints"]
+    assert container["image"] == "convergate/train-python:0.1.0"
+    sources = [source["name"] for one in container["envFrom"] for source in one.values()]
+    assert sources == ["convergate", "convergate-s3-train", "convergate-mlflow"]
+    assert violations(pod["spec"]) == []
+
+
+def test_another_runtime_has_to_be_in_the_role(convergate: Convergate, cluster: scene.Cluster) -> None:
+    runtime = cluster.api.store.get(scene.RUNTIME)
+    assert runtime is not None
+    other = {**runtime, "metadata": {"name": "team-torch", "labels": runtime["metadata"]["labels"]}}
+    cluster.api.put("clustertrainingruntimes.trainer.kubeflow.org", other)
+    set_settings(cluster, CONVERGATE_RUNTIME="team-torch", AWS_ENDPOINT_URL=NOBODY)
+    found = row(examine(convergate), "rights: convergate-train")
+    assert (found["state"], found["figure"]) == ("failed", "may not get clustertrainingruntimes team-torch")
+    assert "resourceNames of ClusterRole convergate-runtime" in found["fix"]
+
+
+def test_the_namespace_is_the_context_s_and_only_a_cluster_has_one(
+    convergate: Convergate, cluster: scene.Cluster
+) -> None:
+    answer = convergate("doctor", "--cluster", "--json")
+    assert answer.code == 0, answer.out
+    assert row(answer.json, "API server")["figure"].endswith(f"namespace {scene.NAMESPACE}")
+    answer = convergate("doctor", "--namespace", "team")
+    assert (answer.code, "→ --cluster" in answer.error) == (2, True)
+    answer = convergate("doctor", "--cluster", "--namespace", "")
+    assert (answer.code, "is empty" in answer.error) == (2, True)
+
+
+def test_s3_is_probed_where_it_is_told(convergate: Convergate, moto: str, mlflow_server: str) -> None:
+    answer = convergate("doctor", "--root", f"{moto}/checkpoints", "--json")
+    assert (answer.code, f"{moto}/checkpoints" in row(answer.json, "S3")["figure"]) == (0, True)
+    assert convergate("doctor", "--root", "elsewhere").code == 2
 
 
 def controller(retry: str) -> dict[str, Any]:
@@ -225,10 +322,7 @@ def test_a_queue_wants_a_kueue_that_leaves_our_jobs_as_they_are(
 ) -> None:
     cluster.api.serve("kueue.x-k8s.io", *versions)
     cluster.api.serve("apps", "v1")
-    key = Key("configmaps", scene.NAMESPACE, "convergate")
-    settings = cluster.api.store.get(key)
-    assert settings is not None
-    cluster.api.store.update(key, {**settings, "data": {"CONVERGATE_QUEUE": "team-a"}})
+    set_settings(cluster, CONVERGATE_QUEUE="team-a", AWS_ENDPOINT_URL=NOBODY)
     cluster.api.put("localqueues.kueue.x-k8s.io", {"metadata": {"name": "team-a"}}, scene.NAMESPACE)
     if image:
         pod = {"containers": [{"name": "manager", "image": image}]}
@@ -262,6 +356,7 @@ def test_a_cluster_that_cannot_be_reached_is_4_and_a_wrong_config_2(
     answer = convergate("doctor", "--cluster")
     assert answer.code == 4
     assert "gave no good answer" in answer.error
+    assert answer.error.endswith("→ kubectl get --raw /readyz")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert "no cluster is configured" in convergate("doctor", "--cluster").error
     assert convergate("doctor", str(tmp_path / "none.yaml")).code == 2

@@ -98,6 +98,44 @@ def test_a_change_that_was_broken_off_is_ended_by_the_next_try(
     ]
 
 
+def test_a_new_one_is_paused_where_the_old_one_was(convergate: Convergate, api: KfpApi, tmp_path: Path) -> None:
+    convergate("recurring", "run.yaml", *NIGHTLY)
+    convergate("recurring", "run.yaml", "--pause")
+    (tmp_path / "run.yaml").write_text(config_text(more="seed: 18\n"))
+    answer = convergate("recurring", "run.yaml", *NIGHTLY)
+    assert answer.out.endswith("paused  replaced, and paused as before → --resume\n")
+    assert [(run["mode"], run["status"]) for run in api.recurring_runs] == [("DISABLE", "DISABLED")]
+    (tmp_path / "run.yaml").write_text(config_text(more="seed: 19\n"))
+    told = convergate("recurring", "run.yaml", *NIGHTLY, "--json").json
+    assert (told["change"], told["schedules"][0]["enabled"]) == ("replaced", False)
+
+
+@pytest.mark.parametrize("fault", [kfp_api.DROP_AFTER, 404])
+def test_a_delete_is_done_when_it_is_gone(convergate: Convergate, api: KfpApi, fault: int | str) -> None:
+    """Its answer was lost, or somebody else was faster."""
+    convergate("recurring", "run.yaml", *NIGHTLY)
+    api.faults = [Fault("DELETE", "recurringruns", fault)]
+    answer = convergate("recurring", "run.yaml", "--delete")
+    assert (answer.code, answer.out) == (0, f"{NAME}  0 0 2 * * *  on  deleted\n")
+
+
+def test_a_schedule_that_somebody_deletes_meanwhile_is_not_for_another_host(
+    convergate: Convergate, api: KfpApi
+) -> None:
+    convergate("recurring", "run.yaml", *NIGHTLY)
+    api.faults = [Fault("POST", ":disable$", 404)]
+    answer = convergate("recurring", "run.yaml", "--pause")
+    assert answer.code == 4
+    assert answer.error.endswith("→ somebody has deleted it")
+
+
+def test_train_has_the_time_that_the_budget_allows(convergate: Convergate, api: KfpApi, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(config_text(more="budget: {max_gpu_hours: 100}\n"))
+    convergate("recurring", "run.yaml", *NIGHTLY)
+    platform = api.recurring_runs[0]["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]
+    assert int(platform["deploymentSpec"]["executors"]["exec-train"]["activeDeadlineSeconds"]) == 101 * 3600
+
+
 def test_canary_and_retrain_have_schedules_of_their_own(convergate: Convergate, api: KfpApi) -> None:
     convergate("recurring", "run.yaml", *NIGHTLY)
     convergate("recurring", "run.yaml", *NIGHTLY, "--pipeline", "canary", "--paused")
@@ -112,6 +150,7 @@ def test_canary_and_retrain_have_schedules_of_their_own(convergate: Convergate, 
     [
         ([], "one of --cron, --show, --pause, --resume, --delete → convergate recurring --help"),
         (["--show", *NIGHTLY], "one of --cron, --show, --pause, --resume, --delete → convergate recurring --help"),
+        (["--show", "--delete"], "one of --cron, --show, --pause, --resume, --delete → convergate recurring --help"),
         (["--show", "--paused"], "--paused goes with --cron → --pause"),
         (
             ["--cron", "0 2 * *"],

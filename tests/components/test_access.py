@@ -264,6 +264,23 @@ def test_every_step_of_the_dag_that_reads_or_writes_has_one_kind() -> None:
         access.kind_of("stop")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'"{access.CONFIG_FOLDER}"',
+        *(f'"{name}"' for name in (access.RUNTIME_VARIABLE, access.QUEUE_VARIABLE, access.LAUNCHER_VARIABLE)),
+        *(f'"{name}"' for name in (access.POD_VARIABLE, access.NAMESPACE_VARIABLE)),
+        f'"{access.config_map_name("")}',
+        "user_code",
+    ],
+)
+def test_a_name_of_the_cluster_stands_once(text: str) -> None:
+    root = Path(access.__file__).parents[1]
+    rooms = ("canary", "cli", "components", "manifests", "pipelines")
+    holders = [path for room in rooms for path in (root / room).rglob("*.py") if text in path.read_text()]
+    assert [path.name for path in holders] == ["access.py"] * (text != "user_code")
+
+
 def test_a_policy_follows_the_uris_of_the_config() -> None:
     found = access.policy("evaluate", "s3://models/team-a", "s3://scratch/team-a/checkpoints")
     by_sid = {statement["Sid"]: statement for statement in found["Statement"]}

@@ -161,6 +161,27 @@ def test_what_a_user_can_cause_is_a_line_and_a_code(run: Run, arguments: list[st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--config=@latin.yaml"], "--config latin.yaml: byte 6 is no UTF-8 → a text file in UTF-8"),
+        (["--outputs=mine"], "mine: File exists → --outputs, or a place, that the step can write"),
+        (["--outputs=mine/out"], "mine/out: Not a directory → --outputs, or a place, that the step can write"),
+        (["--plan=mine/plan.json"], "mine: File exists → --outputs, or a place, that the step can write"),
+    ],
+)
+def test_a_text_that_is_none_and_a_place_that_cannot_be_written(
+    config: str, tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    (tmp_path / "latin.yaml").write_bytes("team: Übung".encode("latin-1") + b"\n")
+    (tmp_path / "mine").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "convergate.components.config", config, "--run-id=r", "--outputs=out", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, _one_line(done)) == (2, f"convergate: {line}")
+
+
 def test_debug_shows_the_trace(run: Run) -> None:
     done = run("components.config", "--config=a: 1", "--run-id=r", "--debug")
     assert done.returncode == 1

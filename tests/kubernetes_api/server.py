@@ -29,6 +29,8 @@ _PATH = re.compile(
     r"^/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?$"
 )
+_DISCOVERY = ("/apis", "/version", "/api", "/api/v1")
+"""Anybody may ask; kubectl sends no token over plain HTTP."""
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _REVIEWS = ("selfsubjectaccessreviews", "subjectaccessreviews")
 
@@ -114,7 +116,7 @@ class ApiServer:
             raise RefusedError(403, "Forbidden", request.denial(user))
 
     def act(self, user: str, method: str, path: str, query: dict[str, str], body: Json) -> Json | str:
-        if path in ("/apis", "/version", "/api"):
+        if path in _DISCOVERY:
             return self._discover(path)
         if path == "/openapi/v3/apis/trainer.kubeflow.org/v1alpha1" and "trainer.kubeflow.org" in self.groups:
             return admission.published(old_trainer=self.old_trainer)
@@ -214,6 +216,17 @@ class ApiServer:
     def _discover(self, path: str) -> Json:
         if path == "/version":
             return {"major": "1", "minor": "34", "gitVersion": "v1.34.1"}
+        if path == "/api":
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        if path == "/api/v1":  # what kubectl asks before it makes a pod
+            pods = {
+                "name": "pods",
+                "singularName": "pod",
+                "namespaced": True,
+                "kind": "Pod",
+                "verbs": ["create", "get"],
+            }
+            return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1", "resources": [pods]}
         groups = [
             {"name": name, "versions": [{"groupVersion": f"{name}/{one}", "version": one} for one in versions]}
             for name, versions in self.groups.items()
@@ -258,9 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(fault.status, _status(fault.status, fault.reason, "injected"), fault.headers)
         user = _user(self.headers.get("Authorization") or "")
         try:
-            if user is None:
+            if user is None and parts.path not in _DISCOVERY:
                 raise RefusedError(401, "Unauthorized", "Unauthorized")
-            answer = self.api.act(user, self.command, parts.path, query, body)
+            answer = self.api.act(user or "system:anonymous", self.command, parts.path, query, body)
         except RefusedError as refused:
             text = _status(refused.code, refused.reason, str(refused)) if refused.reason else str(refused)
             return self._answer(refused.code, text)

@@ -7,7 +7,7 @@ from typing import Any
 import cel
 import pytest
 from convergate.components.access import PIPELINE, RUNTIME, service_account
-from convergate.components.training.trainjob.objects import trainjob
+from convergate.components.training.trainjob.objects import run_labels, trainjob
 
 from .conftest import Build, of_kind
 
@@ -49,16 +49,26 @@ def ours() -> dict[str, Any]:
         procs_per_node=1,
         resources={"limits": {"nvidia.com/gpu": "1"}},
         deadline_seconds=600,
-        labels={"convergate.io/run-id": "run-1"},
+        labels=run_labels("run-1", "train", "0" * 64, {}),
         owner=None,
     )
 
 
-def pod(job: dict[str, Any]) -> Any:
+def template(job: dict[str, Any]) -> Any:
     """The launcher's patch of the worker pods."""
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    return node["template"]["spec"]["template"]["spec"]
+    return node["template"]["spec"]["template"]
+
+
+def pod(job: dict[str, Any]) -> Any:
+    """Their spec."""
+    return template(job)["spec"]
+
+
+def labels(job: dict[str, Any]) -> Any:
+    """Their labels."""
+    return template(job)["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("account", [PIPELINE, service_account("train")])
@@ -85,6 +95,17 @@ def test_what_the_launcher_sends_is_let_through(judge: Judge, ours: dict[str, An
         (lambda job: job["spec"]["runtimeRef"].update(name="torch-distributed"), "convergate-torch only"),
         (lambda job: job["spec"]["runtimeRef"].update(kind="TrainingRuntime"), "convergate-torch only"),
         (lambda job: job["spec"].update(initializer={"dataset": {}}), "no initializer"),
+        (lambda job: pod(job).update(securityContext={"runAsUser": 0, "runAsNonRoot": False}), "its securityContext"),
+        (
+            lambda job: pod(job)["containers"][0].update(securityContext={"privileged": True, "runAsUser": 0}),
+            "its securityContext",
+        ),
+        (lambda job: labels(job).update({"app.kubernetes.io/component": "promote"}), "the pod labels of a worker"),
+        (lambda job: labels(job).update({"app.kubernetes.io/name": "mlflow"}), "the pod labels of a worker"),
+        (
+            lambda job: [labels(job).update({"app.kubernetes.io/component": "gate"}), template(job).pop("spec")],
+            "of a worker",
+        ),
     ],
 )
 def test_a_step_cannot_take_another_s_rights(judge: Judge, ours: dict[str, Any], change: Any, words: str) -> None:

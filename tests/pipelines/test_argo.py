@@ -16,8 +16,14 @@ from convergate.components.training.launch import KILL_SECONDS
 from convergate.pipelines.argo import compile_argo
 from convergate.pipelines.compiling import PIPELINES, compile_pipeline
 from convergate.pipelines.placement import Placement, Toleration
-from hera.workflows import models
 from pydantic import BaseModel
+from yaml.representer import SafeRepresenter
+
+with pytest.MonkeyPatch.context() as _patch:
+    # hera changes how all YAML of its process is written, KFP's too.
+    for _class in (yaml.Dumper, SafeRepresenter):
+        _patch.setattr(_class, "yaml_representers", dict(_class.yaml_representers))
+    from hera.workflows import models
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 PLACEMENTS = {

@@ -44,3 +44,9 @@ def test_what_is_no_label_is_refused(text: str) -> None:
 def test_fewer_gpus_than_none_are_refused() -> None:
     with pytest.raises(UserError, match=r"--gpus -1: → 0 for none"):
         Placement(gpus=-1)
+
+
+@pytest.mark.parametrize("hours", [0, 596524])
+def test_a_timeout_that_kubernetes_does_not_take_is_refused(hours: int) -> None:
+    with pytest.raises(UserError, match=rf"--train-hours {hours}: → 1 to 596523"):
+        Placement(train_hours=hours)

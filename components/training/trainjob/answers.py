@@ -54,11 +54,12 @@ class OutageError(ApiError):
     """The API server was away for longer than is waited. What runs in the cluster goes on."""
 
 
+SIGN_IN = "a token that the API server accepts, or a serviceAccountName"
 _NOT_TAKEN = " → see what the cluster's version and policies allow"
 _REFUSED: dict[int, tuple[type[ApiError], str]] = {
     HTTPStatus.NOT_FOUND: (MissingError, ""),
     HTTPStatus.CONFLICT: (ExistsError, ""),
-    HTTPStatus.UNAUTHORIZED: (DeniedError, " (401) → a token that the API server accepts, or a serviceAccountName"),
+    HTTPStatus.UNAUTHORIZED: (DeniedError, f" (401) → {SIGN_IN}"),
     HTTPStatus.BAD_REQUEST: (InvalidError, _NOT_TAKEN),
     HTTPStatus.UNPROCESSABLE_ENTITY: (InvalidError, _NOT_TAKEN),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (InvalidError, _NOT_TAKEN),

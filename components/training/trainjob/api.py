@@ -9,33 +9,41 @@ from random import SystemRandom
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
-from ...access import NAMESPACE
-from .answers import MESSAGE_CHARACTERS, OutageError, may_pass, reason_of, refusal
+from ...access import NAMESPACE, NAMESPACE_VARIABLE
+from .answers import MESSAGE_CHARACTERS, SIGN_IN, OutageError, may_pass, reason_of, refusal
 from .pace import Pace
 
 Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
-NAMESPACE_VARIABLE = "POD_NAMESPACE"
-"""The namespace of this pod, by the downward API."""
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _LOG_BYTES = 1024 * 1024
 
 
 def own_namespace() -> str:
-    """The namespace of this pod, or the default one outside a cluster."""
+    """The namespace of this pod, else that of kubeconfig's current context, else `NAMESPACE`.
+
+    Raises:
+        UserError: when the kubeconfig cannot be read.
+    """
     named = os.environ.get(NAMESPACE_VARIABLE)
     if named:
         return named
-    return _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.is_file() else NAMESPACE
+    # As the client: a kubeconfig that is named goes before the pod's own account.
+    if _NAMESPACE_FILE.is_file() and not os.environ.get("KUBECONFIG"):
+        return _NAMESPACE_FILE.read_text().strip()
+    from .backend import context_namespace
+
+    return context_namespace() or NAMESPACE
 
 
 class Cluster:
     """One namespace of a cluster.
 
     A request that meets a busy or absent server is sent again, further apart each time, until it was tried for
-    `pace.outage` seconds; so is a create, whose answer may have been lost: it then meets its own object.
+    `pace.outage` seconds; so is a create, whose answer may have been lost: it then meets its own object. So is one
+    whose token is refused (401) after others were taken: tokens are renewed, and servers forget theirs for a while.
 
     Args:
         namespace: of what is created and read.
@@ -52,6 +60,8 @@ class Cluster:
         self.namespace, self.pace, self._say = namespace, pace, say
         self._backend = BoundedBackend(namespace, (pace.connect, pace.read))
         self._client = self._backend.core_api.api_client
+        self._known = False
+        """Whether an answer told that the credentials are accepted."""
 
     @property
     def host(self) -> str:
@@ -162,13 +172,15 @@ class Cluster:
                 if status in fine:
                     self._say_back(tries, began)
                     return {}
-                if not isinstance(error, HTTPError | OSError) and not may_pass(status, body):
+                forgotten = status == HTTPStatus.UNAUTHORIZED and self._known
+                if not isinstance(error, HTTPError | OSError) and not may_pass(status, body) and not forgotten:
                     self._say_back(tries, began)
                     raise self._final(action, path, error) from raised
                 cause = f"{status} {reason_of(status, body)[1]}" if status else type(error).__name__
                 self._wait(action, cause, began, tries, _retry_after(error))
                 tries += 1
             else:
+                self._known = True
                 self._say_back(tries, began)
                 return answer
 
@@ -192,7 +204,7 @@ class Cluster:
         if passed + pause > self.pace.outage:
             raise OutageError(
                 f"cannot {action}: {self.host} gave no good answer for {passed:.0f} s ({cause})"
-                " → kubectl get --raw /readyz; what runs in the cluster goes on, and a retried step finds it again"
+                f" → {SIGN_IN if cause.startswith('401') else 'kubectl get --raw /readyz'}"
             )
         if not tries:
             self._say(f"the API server does not answer well ({cause}): tried again for {self.pace.outage:.0f} s")

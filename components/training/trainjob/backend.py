@@ -5,14 +5,17 @@ a face over the same backend, and passes on nothing of what is needed here.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kubeflow.common.types import KubernetesBackendConfig
 from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException
+from kubernetes.config import ConfigException, list_kube_config_contexts
+from yaml import YAMLError
 
-from ...errors import OutsideError
+from ...errors import OutsideError, UserError
 
 
 class _BoundedRest(RESTClientObject):  # type: ignore[misc]
@@ -26,14 +29,44 @@ class _BoundedRest(RESTClientObject):  # type: ignore[misc]
         return super().request(*arguments, _request_timeout=_request_timeout or self._timeouts, **options)
 
 
+def context_namespace() -> str | None:
+    """The namespace of kubeconfig's current context; None where it names none, or there is no kubeconfig.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        with _legible_kubeconfig():
+            current: dict[str, Any] = list_kube_config_contexts(_kubeconfig())[1]
+            return current["context"].get("namespace") or None
+    except ConfigException:
+        return None
+
+
+def _kubeconfig() -> str | None:
+    """The client reads the variable itself, but once, when it is imported."""
+    return os.environ.get("KUBECONFIG") or None
+
+
+@contextmanager
+def _legible_kubeconfig() -> Iterator[None]:
+    """The client passes on what the file's bytes, YAML and types raise, and has a word for missing keys alone."""
+    try:
+        yield
+    except (OSError, YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not YAML of a kubeconfig"
+        name = _kubeconfig() or "~/.kube/config"
+        raise UserError(f"KUBECONFIG {name}: {cause or error} → a file that `kubectl config view` shows") from error
+
+
 class BoundedBackend(KubernetesBackend):
     """The SDK's backend on a client whose every request is bounded, and sent once: `api` repeats it."""
 
     def __init__(self, namespace: str | None, timeouts: tuple[float, float]) -> None:
         self._timeouts = timeouts
         try:
-            # The client reads the variable itself, but once, when it is imported.
-            super().__init__(KubernetesBackendConfig(namespace=namespace, config_file=os.environ.get("KUBECONFIG")))
+            with _legible_kubeconfig():
+                super().__init__(KubernetesBackendConfig(namespace=namespace, config_file=_kubeconfig()))
         except ConfigException as error:
             raise OutsideError(
                 f"no cluster is configured: {str(error).splitlines()[0].rstrip('.')} → run in a pod, or set KUBECONFIG"

@@ -6,10 +6,11 @@ from time import monotonic, sleep
 from typing import get_args
 
 from ...errors import ConvergateError
+from ..job import Phase
 from .answers import ApiError, MissingError
 from .api import Cluster, Json, own_namespace
 from .interrupts import SignalledError
-from .objects import Phase, trainjob_name
+from .objects import trainjob_name
 from .pace import Pace
 from .status import SELECTOR, failed, is_complete
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
+from ...access import CONFIG_MAP, QUEUE_VARIABLE
 from ...errors import ExitCode
 from ..launch import LaunchError
 from .answers import MESSAGE_CHARACTERS, ApiError
@@ -59,7 +60,9 @@ def _failure(pod: Mapping[str, Any]) -> PodFailure | None:
     )
 
 
-def explain(cluster: Cluster, job: Json, ended: Json, seen: Sequence[PodFailure]) -> LaunchError:
+def explain(
+    cluster: Cluster, job: Json, ended: Json, seen: Sequence[PodFailure], never_ran: str | None = None
+) -> LaunchError:
     """The error of a failed TrainJob.
 
     Args:
@@ -67,10 +70,18 @@ def explain(cluster: Cluster, job: Json, ended: Json, seen: Sequence[PodFailure]
         job: the TrainJob.
         ended: its condition `Failed`.
         seen: the failures of its pods over all its starts; JobSet deletes those of earlier ones.
+        never_ran: where its pods never ran all at once, what they were seen to wait for last.
     """
     name = job["metadata"]["name"]
     if ended["reason"] == "DeadlineExceeded":
         seconds = job["spec"].get("activeDeadlineSeconds")
+        if never_ran is not None:
+            return LaunchError(
+                f"TrainJob {name} was ended by its deadline of {seconds} s, and its pods had never all run"
+                f" ({never_ran or 'no pods were seen'})"
+                f" → make room for them, or let it queue: {QUEUE_VARIABLE} in ConfigMap {CONFIG_MAP}",
+                ExitCode.OUTSIDE,
+            )
         return LaunchError(
             f"TrainJob {name} was ended by its deadline of {seconds} s, which comes from the budget"
             " → raise budget.max_gpu_hours, or shorten the run"

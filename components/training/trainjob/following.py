@@ -38,6 +38,7 @@ class Follower:
         self._logs = LogReader(cluster)
         self._told: set[str] = set()
         self._headline = ""
+        self._all_ran = False
         self._failures: dict[str, PodFailure] = {}
         self._stuck_since: float | None = None
         self.usage = Usage()
@@ -57,6 +58,7 @@ class Follower:
             pods = self._pods()
             self.usage.look(pods)
             self._failures |= {one.pod: one for one in failures(pods)}
+            self._all_ran |= len(current(pods)) == self._nodes and all(map(has_log, current(pods)))
             complete = is_complete(job)
             if not complete:
                 self._refuse_unpatched(job)
@@ -66,7 +68,8 @@ class Follower:
             if complete:
                 return
             if ended is not None:
-                raise explain(self._cluster, job, ended, list(self._failures.values()))
+                never_ran = None if self._all_ran else self._headline
+                raise explain(self._cluster, job, ended, list(self._failures.values()), never_ran)
             self._refuse_stuck(pods)
             sleep(self._cluster.pace.poll)
 

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import OutsideError
-from ..job import Job
+from ..job import Job, Phase
 from ..launch import InterruptedRunError, LaunchError
-from .answers import ExistsError, OutageError
+from .answers import ApiError, ExistsError
 from .api import Cluster, Json, own_namespace
 from .deleting import delete_and_wait, find, wait_until_gone
 from .following import Follower, StuckError
 from .interrupts import Hold, SignalledError, raising_signals
 from .objects import (
     DIGEST_ANNOTATION,
-    Phase,
     config_map,
     node_arguments,
     run_labels,
@@ -74,7 +73,7 @@ def launch_trainjob(
         LaunchError: when it failed, with the first error of its first failing pod and the meaning of its exit code.
         InterruptedRunError: when this process got SIGTERM or SIGINT meanwhile; the TrainJob is deleted.
         UserError: for a runtime that does not fit.
-        OutsideError: when the cluster refuses, or is away for too long; then the TrainJob goes on.
+        OutsideError: when the cluster refuses, or is away for too long; a TrainJob that runs goes on.
     """
     launch = _Launch(
         Cluster(own_namespace(), pace or Pace(), on_line), trainjob_name(run_id, phase), nodes, on_line, on_usage
@@ -129,18 +128,21 @@ class _Launch:
             self.runtime = find_runtime(self.cluster, runtime_name())
             body = wanted(self.runtime)
             self._ensure_config_map(config)
-            self.uid = self._ensure_trainjob(body)["metadata"]["uid"]
-            self._follow(self.uid)
+            self._follow(self._ensure_trainjob(body))
         except SignalledError as signalled:
-            with contextlib.suppress(OSError):
-                self.on_line(f"interrupted by {signal.Signals(signalled.signum).name}: TrainJob {self.name} is deleted")
+            self._say(f"interrupted by {signal.Signals(signalled.signum).name}: TrainJob {self.name} is deleted")
             self._delete()
             raise InterruptedRunError(signalled.signum) from signalled
-        except OutageError:  # nothing can be deleted now, and a retried step finds it again
-            raise
+        except ApiError as error:
+            # What the API server says of the launcher is no reason to end what runs, and a retried step finds it again.
+            if self.uid is None:
+                raise
+            raise ApiError(f"{error}; TrainJob {self.name} goes on, and a retried step follows it") from error
         except BaseException as error:
             # After any other error nobody would follow it; one that ended by itself is left to be looked at.
             if self.runtime is not None and (isinstance(error, StuckError) or not isinstance(error, LaunchError)):
+                if self.uid is not None:
+                    self._say(f"nobody follows TrainJob {self.name} any more ({_shown(error)}): it is deleted")
                 self._delete()
             raise
 
@@ -151,6 +153,11 @@ class _Launch:
         finally:
             if self.on_usage is not None:
                 self.on_usage(follower.usage.node_seconds())
+
+    def _say(self, line: str) -> None:
+        """Tell it, also where the output is what broke."""
+        with contextlib.suppress(OSError):
+            self.on_line(line)
 
     def _delete(self) -> None:
         delete_and_wait(self.cluster, self.name, self.uid, self._pods_seconds, self.on_line)
@@ -171,8 +178,8 @@ class _Launch:
                     f" → kubectl delete configmap {name} -n {cluster.namespace}"
                 ) from error
 
-    def _ensure_trainjob(self, wanted: Json) -> Json:
-        """The TrainJob that is asked for: found, or created."""
+    def _ensure_trainjob(self, wanted: Json) -> str:
+        """The uid of the TrainJob that is asked for: found, or created."""
         cluster, name = self.cluster, self.name
         digest = wanted["metadata"]["annotations"][DIGEST_ANNOTATION]
         for _ in range(_LOOKS):
@@ -180,18 +187,19 @@ class _Launch:
             if found is None:
                 # A create that is on its way when a signal comes must not arrive after the delete.
                 with contextlib.suppress(ExistsError):
-                    created = cluster.create(cluster.trainjobs(), wanted, sending=self.hold)
+                    self.uid = str(cluster.create(cluster.trainjobs(), wanted, sending=self.hold)["metadata"]["uid"])
                     self.on_line(_created(cluster, wanted))
-                    return created
+                    return self.uid
                 continue
             same = (found["metadata"].get("annotations") or {}).get(DIGEST_ANNOTATION) == digest
             if found["metadata"].get("deletionTimestamp"):
                 self.on_line(f"TrainJob {name} of an earlier try is being deleted: waiting until it is gone")
             elif same and failed(found) is None:
+                self.uid = str(found["metadata"]["uid"])
                 self.on_line(
                     f"TrainJob {name} is {'complete already' if is_complete(found) else 'there already: followed on'}"
                 )
-                return found
+                return self.uid
             else:
                 why = "failed in an earlier try" if same else "was asked for another config or other jobs"
                 self.on_line(f"TrainJob {name} {why}: it is deleted, and started anew")
@@ -199,6 +207,10 @@ class _Launch:
             if not wait_until_gone(cluster, name, found["metadata"]["uid"], self._pods_seconds):
                 raise OutsideError(f"TrainJob {name} was deleted and does not go → kubectl describe trainjob {name}")
         raise OutsideError(f"TrainJob {name} keeps coming and going → see who else creates it: kubectl get trainjob -w")
+
+
+def _shown(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 def _created(cluster: Cluster, job: Json) -> str:

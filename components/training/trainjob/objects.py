@@ -5,32 +5,31 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from ...access import RUNTIME
-from ..job import Job, jobs_to_argument
+from ...access import (
+    CONFIG_FOLDER,
+    CONFIG_KEY,
+    DIGEST_CHARACTERS,
+    QUEUE_VARIABLE,
+    RUNTIME,
+    RUNTIME_VARIABLE,
+    config_map_name,
+)
+from ..job import Job, Phase, jobs_to_argument
 from .api import Json
 
 NODE = "node"
 """The replicated job of the runtime, and its container: Trainer's names for what trains."""
-CONFIG_KEY = "config.yaml"
-CONFIG_FOLDER = "/etc/convergate"
 ENTRYPOINT = "convergate.components.training.node"
 MANAGER = "convergate.io/launcher"
 """Who owns our patch of the runtime; the webhook wants a domain and a name, and each once in a TrainJob."""
 DIGEST_ANNOTATION = "convergate.io/launch-digest"
 RUN_LABEL, PHASE_LABEL, CONFIG_LABEL = "convergate.io/run-id", "convergate.io/phase", "convergate.io/config-sha256"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-QUEUE_VARIABLE = "CONVERGATE_QUEUE"
-"""Names the Kueue LocalQueue that TrainJobs wait in, where there is one."""
-RUNTIME_VARIABLE = "CONVERGATE_RUNTIME"
-"""Names another runtime than ours."""
 NAME_CHARACTERS = 45
 """Of a TrainJob's name: pods and Services add theirs, and all of it is a label of at most 63."""
 _LABEL_CHARACTERS = 63
-_DIGEST_CHARACTERS = 16
-
-Phase = Literal["canary", "train"]
 
 
 def sha256(text: str) -> str:
@@ -56,11 +55,6 @@ def runtime_name() -> str:
     return os.environ.get(RUNTIME_VARIABLE) or RUNTIME
 
 
-def config_map_name(config_digest: str) -> str:
-    """The ConfigMap of a config; named by its digest, so it never has to change."""
-    return f"convergate-config-{config_digest[:_DIGEST_CHARACTERS]}"
-
-
 def config_map(config_text: str) -> Json:
     """The immutable ConfigMap with the config's text, byte for byte. It outlives the run, as others may share it."""
     return {
@@ -68,7 +62,7 @@ def config_map(config_text: str) -> Json:
         "kind": "ConfigMap",
         "metadata": {
             "name": config_map_name(sha256(config_text)),
-            "labels": {"app.kubernetes.io/name": "convergate", CONFIG_LABEL: sha256(config_text)[:_LABEL_CHARACTERS]},
+            "labels": {"app.kubernetes.io/name": "convergate", CONFIG_LABEL: sha256(config_text)[:DIGEST_CHARACTERS]},
         },
         "immutable": True,
         "data": {CONFIG_KEY: config_text},
@@ -189,6 +183,6 @@ def run_labels(run_id: str, phase: Phase, config_digest: str, labels: Mapping[st
         "app.kubernetes.io/name": "convergate",
         RUN_LABEL: run_id,
         PHASE_LABEL: phase,
-        CONFIG_LABEL: config_digest,
+        CONFIG_LABEL: config_digest[:DIGEST_CHARACTERS],
     }
     return {key: label_value(value) for key, value in {**labels, **ours}.items()}

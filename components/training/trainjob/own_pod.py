@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...access import NAMESPACE_VARIABLE, POD_VARIABLE
 from ...errors import UserError
 from .answers import MissingError
 from .api import Cluster, Json
 
-POD_VARIABLE = "POD_NAME"
 IMAGE_VARIABLE = "CONVERGATE_IMAGE"
 _STEP_CONTAINER = "main"
 """Argo's name for the container of the step; beside it run its own."""
@@ -39,7 +39,7 @@ def find_origin(cluster: Cluster) -> Origin:
     except MissingError as error:
         raise UserError(
             f"{POD_VARIABLE}={name}: no such pod in namespace {cluster.namespace}"
-            f" → set {POD_VARIABLE} and POD_NAMESPACE by the downward API"
+            f" → set {POD_VARIABLE} and {NAMESPACE_VARIABLE} by the downward API"
         ) from error
     return Origin(_image(pod), _owner(pod))
 
@@ -49,7 +49,9 @@ def _image(pod: Json | None) -> str:
     mine = [one for one in containers if one["name"] == _STEP_CONTAINER] or containers[:1]
     image = str(mine[0]["image"]) if mine else os.environ.get(IMAGE_VARIABLE)
     if not image:
-        raise UserError(f"the image of the workers is not known → set {IMAGE_VARIABLE}, or run in a pod with POD_NAME")
+        raise UserError(
+            f"the image of the workers is not known → set {IMAGE_VARIABLE}, or run in a pod with {POD_VARIABLE}"
+        )
     return image
 
 

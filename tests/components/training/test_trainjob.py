@@ -109,7 +109,7 @@ def test_each_pod_gets_image_config_jobs_labels_and_the_owner_from_the_first_mom
         one for one in cluster.objects("configmaps") if one["metadata"]["name"] == volume["configMap"]["name"]
     ]
     assert (mounted["data"], mounted["immutable"]) == ({"config.yaml": CONFIG}, True)
-    labels = {"run-id": "digits-1", "phase": "train", "config-sha256": digest[:63], "experiment": "digits"}
+    labels = {"run-id": "digits-1", "phase": "train", "config-sha256": digest[:16], "experiment": "digits"}
     for one in (pod, job):
         assert (
             labels.items()
@@ -177,13 +177,29 @@ def test_memory_deadline_and_a_failure_without_pods_are_told_as_such(cluster: sc
     cluster.play(started, lambda play: [play.end(1, 137, reason="OOMKilled"), play.fail()])
     with pytest.raises(LaunchError, match="node 1: out of memory: .* → more memory"):
         launch()
-    cluster.play(nothing, nothing, nothing, lambda play: play.fail("DeadlineExceeded", "was active too long"))
-    with pytest.raises(LaunchError, match="deadline of 4500 s.* → raise budget.max_gpu_hours"):
+    cluster.play(nothing, started, nothing, lambda play: play.fail("DeadlineExceeded", "was active too long"))
+    with pytest.raises(LaunchError, match="deadline of 4500 s.* → raise budget.max_gpu_hours") as late:
         launch()
+    assert late.value.exit_code == ExitCode.NEGATIVE
     cluster.play(nothing, nothing, nothing, lambda play: play.fail("TrainingRuntimeNotSupported", "no such plugin"))
     with pytest.raises(LaunchError, match="TrainingRuntimeNotSupported: no such plugin") as raised:
         launch()
     assert raised.value.exit_code == ExitCode.OUTSIDE
+
+
+def test_a_deadline_that_passes_before_all_pods_ran_is_no_verdict_on_the_training(cluster: scene.Cluster) -> None:
+    def one_alone(play: Play) -> None:
+        play.pods(pending="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+        play.run(0)
+
+    cluster.play(one_alone, nothing, lambda play: play.fail("DeadlineExceeded", "was active too long"))
+    with pytest.raises(LaunchError) as raised:
+        launch()
+    assert raised.value.exit_code == ExitCode.OUTSIDE
+    assert "its pods had never all run (1 of 2 pods pending: node 1: 0/3 nodes are available: 3 Insuff" in str(
+        raised.value
+    )
+    assert "→ make room for them, or let it queue: CONVERGATE_QUEUE in ConfigMap convergate" in str(raised.value)
 
 
 def test_a_lost_node_is_told_and_waited_through(cluster: scene.Cluster) -> None:

@@ -13,11 +13,13 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from convergate.components.errors import ConvergateError, ExitCode, OutsideError
+from convergate.components.access import config_map_name
+from convergate.components.errors import ConvergateError, ExitCode, OutsideError, UserError
 from convergate.components.training.job import Job
 from convergate.components.training.launch import InterruptedRunError, LaunchError
 from convergate.components.training.trainjob import launch_trainjob
-from convergate.components.training.trainjob.objects import config_map_name, sha256
+from convergate.components.training.trainjob.api import own_namespace
+from convergate.components.training.trainjob.objects import sha256
 from convergate.components.training.trainjob.pace import Pace
 from kubernetes_api import Fault, Play, nothing, scene, started
 
@@ -105,7 +107,9 @@ def test_it_waits_as_long_as_the_server_asks(cluster: scene.Cluster) -> None:
 def test_an_outage_ends_the_step_and_not_the_job_and_a_retry_follows_it(cluster: scene.Cluster) -> None:
     cluster.play(started, nothing)
     cluster.api.faults.append(Fault("GET .*/pods$", 503, times=10**6))
-    with pytest.raises(OutsideError, match=r"no good answer for .* \(503 injected\) → .* a retried step finds it"):
+    with pytest.raises(
+        OutsideError, match=r"no good answer for .* \(503 injected\) → .* goes on, and a retried step follows it"
+    ):
         launch()
     assert len(cluster.jobs) == 1
     cluster.api.faults.clear()
@@ -137,6 +141,41 @@ def test_credentials_that_are_not_accepted(cluster: scene.Cluster) -> None:
     cluster.api.faults.append(Fault("GET", 401, reason="Unauthorized"))
     with pytest.raises(OutsideError, match=r"\(401\) → a token"):
         launch()
+
+
+def test_a_token_that_is_refused_for_a_while_is_tried_again_where_one_was_taken_before(cluster: scene.Cluster) -> None:
+    scenes(cluster)
+    fault = Fault("GET .*/pods$", 401, times=4, reason="Unauthorized")
+    cluster.api.faults.append(fault)
+    shown = launch()
+    assert fault.met == 4
+    assert [line for line in shown if "step" in line] == ["step 1", "step 2"]
+    assert sum("answer well (401 injected): tried again" in line for line in shown) == 1
+    assert len(cluster.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, r"\(401 injected\) → a token that .*"),
+        (403, "cannot read pods: forbidden: .*"),
+        (400, "cannot read pods: .*"),
+        (404, "cannot read pods: the cluster does not serve v1 .*"),
+    ],
+)
+def test_a_refusal_while_it_runs_ends_the_step_and_not_the_job(cluster: scene.Cluster, status: int, words: str) -> None:
+    cluster.play(started, nothing, nothing)
+    reason = {401: "Unauthorized", 403: "Forbidden", 400: "BadRequest", 404: ""}[status]
+    cluster.api.faults.append(Fault("GET .*/pods$", status, times=10**6, reason=reason))
+    shown: list[str] = []
+    with pytest.raises(OutsideError, match=f"{words}; TrainJob r-train-.* goes on, and a retried step") as raised:
+        launch(on_line=shown.append)
+    assert raised.value.exit_code == ExitCode.OUTSIDE
+    assert len(cluster.jobs) == 1
+    assert cluster.api.store.deleted == []
+    cluster.api.faults.clear()
+    cluster.play(nothing, Play.complete)
+    assert "followed on" in launch()[0]
 
 
 def test_rights_to_logs_and_events_are_not_needed_for_the_end(cluster: scene.Cluster) -> None:
@@ -182,6 +221,41 @@ def test_no_cluster_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         launch()
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"clusters: [", "it is not YAML of a kubeconfig"),
+        (b"\xff\xfe\x00", "it is not YAML of a kubeconfig"),
+        (b"- a list", "it is not YAML of a kubeconfig"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_kubeconfig_that_is_none_is_the_users_to_mend(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "kubeconfig"
+    file.mkdir() if content is None else file.write_bytes(content)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    for namespace in ("kubeflow", ""):
+        monkeypatch.setenv("POD_NAMESPACE", namespace)
+        with pytest.raises(UserError) as raised:
+            launch()
+        assert str(raised.value) == f"KUBECONFIG {file}: {said} → a file that `kubectl config view` shows"
+
+
+def test_the_namespace_is_that_of_the_context_else_the_one_of_kubeflow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("POD_NAMESPACE", raising=False)
+    for context, expected in (({"cluster": "it", "namespace": "team-a"}, "team-a"), ({"cluster": "it"}, "kubeflow")):
+        file = tmp_path / expected
+        clusters = [{"name": "it", "cluster": {"server": "http://127.0.0.1:9"}}]
+        body = {"current-context": "it", "contexts": [{"name": "it", "context": context}], "clusters": clusters}
+        file.write_text(json.dumps(body | {"users": []}))
+        monkeypatch.setenv("KUBECONFIG", str(file))
+        assert own_namespace() == expected
+
+
 def test_a_config_map_that_holds_something_else_is_not_mounted(cluster: scene.Cluster) -> None:
     name = config_map_name(sha256(CONFIG))
     cluster.api.put("configmaps", {"metadata": {"name": name}, "data": {"config.yaml": "other"}}, scene.NAMESPACE)
@@ -206,6 +280,12 @@ def test_the_job_is_deleted_when_the_launcher_ends_for_another_reason(cluster: s
     with pytest.raises(OSError, match="no space left"):
         launch(on_line=full)
     assert cluster.jobs == []
+    shown: list[str] = []
+    cluster.play(started, Play.forget_new_fields)
+    with pytest.raises(LaunchError, match="lost its spec.runtimePatches"):
+        launch(on_line=shown.append)
+    assert "nobody follows TrainJob r-train-" in shown[-1]
+    assert shown[-1].endswith("it is deleted")
 
 
 def test_an_interrupt_deletes_the_job_and_waits_for_its_pods(cluster: scene.Cluster) -> None:

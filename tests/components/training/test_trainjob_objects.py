@@ -9,7 +9,6 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from convergate.components.access import NAMESPACE
 from convergate.components.training.trainjob import deadline_seconds
 from convergate.components.training.trainjob.objects import (
     NAME_CHARACTERS,
@@ -81,6 +80,10 @@ def test_only_other_work_is_another_launch() -> None:
 def test_what_is_sent_is_what_the_crd_knows_and_a_queue_is_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     for resource, body in ((TRAINJOBS, job()), ("configmaps", config_map("text"))):
         assert schema_problems(resource, body) == unknown_fields(resource, body) == []
+    short = sha256("text")[:16]
+    assert config_map("text")["metadata"]["labels"]["convergate.io/config-sha256"] == short
+    assert config_map("text")["metadata"]["name"] == f"convergate-config-{short}"
+    assert run_labels("r", "train", sha256("text"), {})["convergate.io/config-sha256"] == short
     monkeypatch.setenv("CONVERGATE_QUEUE", "team-a")
     assert job()["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
 
@@ -97,7 +100,6 @@ def test_the_role_of_the_launcher_gives_what_it_uses(require_tool: Callable[[str
         for resource in rule["resources"]
     }
     assert given == set(LAUNCH_RIGHTS)
-    assert NAMESPACE == "convergate"
 
 
 def patched(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
