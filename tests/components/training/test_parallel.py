@@ -20,7 +20,7 @@ from convergate.components.task.gpt import GPT
 from convergate.components.task.resnet import ResNet
 from convergate.components.telemetry import read_trace
 from convergate.components.training.job import Job
-from convergate.components.training.launch import LaunchError, launch
+from convergate.components.training.launch import InterruptedRunError, LaunchError, launch
 from convergate.components.training.parallel import (
     CHANGED_IN_PLACE,
     NOT_GATHERED,
@@ -151,7 +151,11 @@ def job(s3: str, run_id: str, strategy: str, *, task: str = "Noted", precision: 
 
 def run(*jobs: Job, num_procs: int = 2, max_restarts: int = 0) -> list[TrainingResult]:
     launch(list(jobs), num_procs, max_restarts, on_line=lambda line: None)
-    return [TrainingResult.from_json(S3Store().read(S3Location.parse(each.result_uri))) for each in jobs]
+    return [result_of(each) for each in jobs]
+
+
+def result_of(job: Job) -> TrainingResult:
+    return TrainingResult.from_json(S3Store().read(S3Location.parse(job.result_uri)))
 
 
 LOW_PRECISION = [(precision, strategy) for precision in ("bf16", "fp16") for strategy in STRATEGIES]
@@ -182,7 +186,9 @@ def launched(rclone_environment: dict[str, str], tmp_path_factory: pytest.TempPa
             patch.setenv(name, value)
         patch.chdir(folder)
         S3Store().ensure_bucket(root)
-        results = run(*jobs)
+        with pytest.raises(InterruptedRunError):  # so the last job ends
+            run(*jobs)
+        results = [result_of(each) for each in jobs]
     return Ran(s3, folder, {result.run_id: result for result in results})
 
 
