@@ -18,7 +18,7 @@ from convergate.components.storage import (
     streams,
     transfer,
 )
-from convergate.components.storage.errors import BrokenOffError
+from convergate.components.storage.errors import BrokenOffError, S3DeniedError
 from convergate.components.storage.streams import Fetch, Pace, Part, Uploaded, allowed_seconds, download, upload
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -198,7 +198,7 @@ def test_an_upload_that_somebody_aborts_is_begun_again(
 
 
 LASTING = {
-    Kind.DENIED: (S3Error, r"cannot upload {place}: permission denied \(AccessDenied\) → check .*"),
+    Kind.DENIED: (S3DeniedError, r"cannot upload {place}: permission denied \(AccessDenied\) → check .*"),
     Kind.NO_BUCKET: (BucketNotFoundError, r"{place} does not exist \(no such bucket\) → create it, or check the URI"),
     Kind.SLOW_DOWN: (S3Error, r"cannot upload {place}: http://127.0.0.1:\d+ answered 503 SlowDown → see its log"),
     Kind.RESET: (S3Error, r"cannot upload {place}: http://127.0.0.1:\d+ does not answer \(.*"),
@@ -269,7 +269,7 @@ def test_what_comes_wrong_is_read_again(
             BrokenOffError,
             r"cannot read {place}: the answer broke off \(too short\) → check the network",
         ),
-        (Kind.DENIED, S3Error, r"cannot read {place}: permission denied \(AccessDenied\) → check .*"),
+        (Kind.DENIED, S3DeniedError, r"cannot read {place}: permission denied \(AccessDenied\) → check .*"),
         (
             Kind.NO_BUCKET,
             BucketNotFoundError,
