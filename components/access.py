@@ -31,6 +31,8 @@ NAME_LABEL, KIND_LABEL = "app.kubernetes.io/name", "app.kubernetes.io/component"
 RUNTIME = "convergate-torch"
 """The ClusterTrainingRuntime of the worker pods."""
 
+USER = 65532
+"""User and group of our images, and of every pod."""
 CONFIG_MAP = "convergate"
 S3_SETTINGS = (
     "AWS_ENDPOINT_URL",

@@ -16,7 +16,6 @@ from .argo_pods import template
 from .argo_tasks import Node, Task, dashed, flat_tasks, output_parameter, workflow_parameter
 from .compiling import PIPELINES, compile_pipeline
 from .placement import Placement
-from .pods import USER
 
 CONFIG_MAP = "config-map"
 """The workflow's parameter that takes the place of KFP's `config`."""
@@ -130,9 +129,9 @@ def _of_every_pod(executors: Node) -> Node:
         "executor": {"serviceAccountName": access.EXECUTOR},
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": access.USER,
+            "runAsGroup": access.USER,
+            "fsGroup": access.USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [{"name": "config", "configMap": {"name": workflow_parameter(CONFIG_MAP)}}],

@@ -15,8 +15,6 @@ from .placement import TRAIN_HOURS, Launcher, Placement
 RETRIES = 2
 MINUTES = 60
 HOURS = 60 * MINUTES
-USER = 65532
-"""User and group of our images."""
 Computing = Literal["canary", "train", "evaluate"]
 _ON_GPUS, _ON_CPUS = ("4", "16Gi", "4Gi"), ("2", "4Gi", "1Gi")
 """CPUs, memory and the shared part of it (NCCL, data loaders) of a step that computes."""
@@ -97,7 +95,7 @@ def _pod(
     most = f"{(retries + 1) * (seconds + 5 * MINUTES)}s"
     task.set_retry(num_retries=retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=most)
     kubernetes.set_timeout(task, seconds=seconds)
-    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.set_security_context(task, run_as_user=access.USER, run_as_group=access.USER, run_as_non_root=True)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.empty_dir_mount(task, "tmp", "/tmp")  # noqa: S108 - a volume of the pod's own
     for key, value in {**access.pod_labels(kind), **dict(placement.labels)}.items():

@@ -76,7 +76,7 @@ def create(
     else:
         made = same
     others = [one for one in earlier if one.recurring_run_id != made.recurring_run_id]
-    _delete(api, others)
+    delete(api, others)
     if same is None:
         return ("replaced" if earlier else "created"), made
     return ("unchanged" if made == same else "paused"), made
@@ -118,10 +118,6 @@ def switch(api: PipelinesApi, schedules: list[Schedule], *, enabled: bool) -> li
 
 def delete(api: PipelinesApi, schedules: list[Schedule]) -> None:
     """Delete schedules; runs that have begun go on."""
-    _delete(api, schedules)
-
-
-def _delete(api: PipelinesApi, schedules: list[Schedule]) -> None:
     function = api.recurring_runs.recurring_run_service_delete_recurring_run
     for schedule in schedules:
         try:

@@ -62,12 +62,8 @@ def _default_rendezvous() -> str | None:
     show_default="PET_MASTER_ADDR:PET_MASTER_PORT",
     help="Of node 0, which listens there, as all nodes can reach it.",
 )
-@click.option(
-    "--node-rank", default=0, envvar="PET_NODE_RANK", show_envvar=True, type=click.IntRange(min=0), help="From 0."
-)
-@click.option(
-    "--max-restarts", default=2, show_default=True, type=click.IntRange(min=0), help="Of this node's workers."
-)
+@click.option("--node-rank", default=0, envvar="PET_NODE_RANK", show_envvar=True, type=INDEX, help="From 0.")
+@click.option("--max-restarts", default=2, show_default=True, type=INDEX, help="Of this node's workers.")
 @click.option(
     "--grace",
     default=GRACE_SECONDS,

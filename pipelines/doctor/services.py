@@ -16,6 +16,7 @@ from ...components.access import (
     MLFLOW_SETTINGS,
     NAME_LABEL,
     S3_SETTINGS,
+    USER,
     pod_labels,
     s3_secret,
     service_account,
@@ -30,7 +31,6 @@ _OTHER_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 """Of this machine's own S3; they would win."""
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 _POD = "convergate-doctor"
-_USER = 65532
 
 
 def examine_services(settings: Mapping[str, str], checkpoints: str, namespace: str, image: str) -> list[Row]:
@@ -115,8 +115,8 @@ def from_inside(checkpoints: str, namespace: str, image: str) -> str:
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
+            "runAsUser": USER,
+            "runAsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],

@@ -16,7 +16,6 @@ from .faults import Fault
 from .rbac import ADMIN, Rbac, Request
 from .store import ConflictError, Json, Key, Store
 
-CLUSTER_WIDE = ("clustertrainingruntimes", "nodes", "namespaces", "customresourcedefinitions")
 GROUPS = {
     "trainer.kubeflow.org": "v1alpha1",
     "jobset.x-k8s.io": "v1alpha2",

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,16 +23,6 @@ JOB = Job(
     trace_uri="s3://convergate/runs/digits-1/trace",
     result_uri="s3://convergate/runs/digits-1/training.json",
 )
-
-
-@pytest.fixture
-def cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
-) -> Iterator[scene.Cluster]:
-    require_tool("kubectl")
-    with scene.cluster(tmp_path) as running:
-        scene.enter(running, monkeypatch)
-        yield running
 
 
 def launch(lines: list[str] | None = None, **options: Any) -> list[str]:

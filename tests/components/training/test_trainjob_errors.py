@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -42,16 +41,6 @@ except ConvergateError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)
 """
-
-
-@pytest.fixture
-def cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
-) -> Iterator[scene.Cluster]:
-    require_tool("kubectl")
-    with scene.cluster(tmp_path) as running:
-        scene.enter(running, monkeypatch)
-        yield running
 
 
 def launch(**options: Any) -> list[str]:
