@@ -175,14 +175,21 @@ def require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> N
         raise ProblemsError(path, errors)
 
 
-def require_host(host: str | None, *, wait: bool) -> None:
-    """Refuse to wait for what runs here anyway.
+def require_host(host: str | None) -> None:
+    """Refuse what is said of a cluster where the run is here: it would be ignored.
 
     Raises:
-        UserError: when there is a wait and no host.
+        UserError: when such an option is given, and no host.
     """
-    if wait and host is None:
-        raise UserError("--wait without --host: what runs here is waited for → leave it out, or --host URL")
+    if host is not None:
+        return
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        ours = parameter.name in {*Cluster.__dataclass_fields__, "wait", "minutes"}
+        if ours and context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE:
+            raise UserError(
+                f"{parameter.opts[0]} without --host: it is for a run on a cluster → leave it out, or --host URL"
+            )
 
 
 def submit_and_wait(

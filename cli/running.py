@@ -47,7 +47,7 @@ def retrain_command(config: str, host: str | None, wait: bool, minutes: float, c
     """  # noqa: D301
     from .progress import RunProgress
 
-    require_host(host, wait=wait)
+    require_host(host)
     parsed, text = load_config(config)
     if host is not None:
         require_valid(parsed, config)
@@ -121,7 +121,7 @@ def canary_command(config: str, host: str | None, wait: bool, minutes: float, cl
       convergate canary manifests/configs/digits.yaml --json
       convergate canary manifests/configs/digits.yaml --host https://pipelines.example.org --wait --timeout 60
     """  # noqa: D301
-    require_host(host, wait=wait)
+    require_host(host)
     parsed, text = load_config(config)
     if host is not None:
         require_valid(parsed, config)

@@ -205,7 +205,10 @@ class TestFailures:
                 ["--host", "http://h", "--gpu-type", ""],
                 "--gpu-type '': not a resource of a node → nvidia.com/gpu, or another's name",
             ),
-            (["--wait"], "--wait without --host: what runs here is waited for → leave it out, or --host URL"),
+            *(
+                (given, f"{given[0]} without --host: it is for a run on a cluster → leave it out, or --host URL")
+                for given in (["--wait"], ["--timeout", "5"], ["--gpus", "2"], ["--toleration", "spot"])
+            ),
             (
                 ["--host", "http://h", "--token-file", "none"],
                 "--token-file none: No such file or directory → a file with a bearer token",
