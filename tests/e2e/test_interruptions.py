@@ -17,7 +17,7 @@ def test_s3_that_cannot_be_reached_is_named_in_time(folder: Any) -> None:
     assert "http://127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
     assert "very-secret" not in done.stderr + done.stdout
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -139,7 +139,10 @@ def test_loopback_is_not_reached_through_a_proxy(tmp_path: Path, monkeypatch: py
         S3Store().ensure_bucket(S3Location("bucket"))
 
 
-def test_a_server_that_dies_at_once_is_one_line_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_dies_at_once_is_one_line_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "START_SECONDS", 600.0)
     command = [sys.executable, "-c", "import sys; print('first'); sys.exit('address already in use')"]
     started = monotonic()
     with (
@@ -147,7 +150,7 @@ def test_a_server_that_dies_at_once_is_one_line_with_its_last_words(tmp_path: Pa
         running(command, tmp_path / "s3.log", {}, wait_for=servers.free_port()),
     ):
         pass
-    assert monotonic() - started < 10
+    assert monotonic() - started < 300
     log = tmp_path / "s3.log"
     assert str(caught.value) == f"the embedded s3 server did not start: address already in use → see {log}"
 

@@ -54,7 +54,7 @@ def test_a_server_that_is_not_there_is_named_in_time(monkeypatch: pytest.MonkeyP
         mlflow_client(1),
     ):
         pass
-    assert monotonic() - started < 5
+    assert monotonic() - started < 60  # MLflow's own retries would take minutes
 
 
 @pytest.mark.parametrize(

@@ -318,5 +318,5 @@ def test_a_lost_s3_ends_the_run_as_an_outside_failure(s3: str, monkeypatch: pyte
     with pytest.raises(LaunchError, match="permission denied") as caught:
         run(job(s3, "run"))
     assert caught.value.exit_code == ExitCode.OUTSIDE
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
     assert threading.active_count() < 10

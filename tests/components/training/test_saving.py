@@ -36,7 +36,7 @@ from convergate.components.storage.streams import Pace
 from convergate.components.task.tabular import TabularTask
 
 class Held(TabularTask):
-    """In the first start, something of rank 1 stands still from step 7 on, until step 17 or for a second after it."""
+    """In the first start, something of rank 1 stands still from step 7 on: to step 17, or to 2 s after step 15."""
     def __init__(self, held="", until=17, fails="", killed=-1):
         super().__init__()
         self.held, self.until, self.fails, self.killed = held, until, fails, killed
@@ -49,7 +49,7 @@ class Held(TabularTask):
             if self.calls == self.until:
                 self.gate.set()
             if self.calls == 15 and self.until > 24:
-                Timer(1.0, self.gate.set).start()
+                Timer(2.0, self.gate.set).start()
             if self.calls == self.killed:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(model, batch)
@@ -156,7 +156,8 @@ def test_by_default_the_next_save_waits_and_none_is_left_out(results: dict[str, 
     assert result.events == []
     assert _committed(result.run_id) == [(1, 8), (1, 16), (1, 24)]
     assert _weights(result) == _weights(results["free"])
-    assert result.save_seconds > 1.0 > results["free"].save_seconds > 0
+    assert result.save_seconds > 1.0  # of the two for which rank 1 stands still
+    assert results["free"].save_seconds > 0
 
 
 def test_the_last_checkpoint_of_a_training_is_sealed(results: dict[str, TrainingResult]) -> None:
