@@ -44,7 +44,7 @@ def close_run(config_text: str, run_id: str, *, interrupted: bool = False) -> Cl
     Raises:
         S3Error: when the ledger or the report cannot be written.
     """
-    root, experiment, model, _, _ = identity(config_text)
+    root, experiment, model = identity(config_text)[:3]
     store = RunStore(root, run_id)
     page = load_page(config_text, root, run_id, with_trace=False)
     end = _close(Ledger(root, experiment, model), _end(page, store, interrupted))
@@ -93,7 +93,7 @@ def _close(ledger: Ledger, end: EndRecord) -> EndRecord:
 def load_page(config_text: str, root: str, run_id: str, *, with_trace: bool = True) -> RunPage:
     """Everything that a run has left behind so far; with its curves, where they can be read."""
     store = RunStore(root, run_id)
-    _, experiment, model, _, _ = identity(config_text)
+    _, experiment, model = identity(config_text)[:3]
     run = Ledger(root, experiment, model).find(run_id)
     page = RunPage(
         run_id=run_id,

@@ -87,7 +87,7 @@ def pipeline_spec(pipeline: Pipeline, config: RunConfig, placement: Placement) -
             f"--gpus {placement.gpus}: the config has {needed} processes in a pod, one GPU each"
             f" → --gpus {needed}, fewer procs_per_node, or --gpus 0 for CPUs"
         )
-    hours = _budget_hours(config)
+    hours = config.budget_hours
     if placement.train_hours is None:
         placement = replace(placement, train_hours=train_hours(config))
     elif pipeline == "retrain" and placement.train_hours < hours:
@@ -101,13 +101,8 @@ def pipeline_spec(pipeline: Pipeline, config: RunConfig, placement: Placement) -
 def train_hours(config: RunConfig) -> int:
     """The timeout of an attempt to train, in hours: its budget with what comes on top, and no less than usual."""
     launcher = config.distributed.launcher
-    wanted = ceil(_budget_hours(config)) + _EXTRA_HOURS[launcher]
+    wanted = ceil(config.budget_hours) + _EXTRA_HOURS[launcher]
     return min(max(wanted, TRAIN_HOURS[launcher]), LONGEST_HOURS)
-
-
-def _budget_hours(config: RunConfig) -> float:
-    """The most hours that all processes of a training may run."""
-    return config.budget.max_gpu_hours / config.distributed.world_size
 
 
 def processes(config: RunConfig) -> int:

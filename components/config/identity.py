@@ -28,6 +28,8 @@ class Identity(NamedTuple):
     team: str
     digests: tuple[str, str]
     """Training and policy digest; empty where the config is not valid."""
+    budget_hours: float
+    """How long its training may take; 0 where the config is not valid."""
 
 
 def identity(config_text: str) -> Identity:
@@ -47,6 +49,7 @@ def identity(config_text: str) -> Identity:
         config.promotion.model,
         config.owner.team,
         (digests.training, digests.policy),
+        config.budget_hours,
     )
 
 
@@ -71,4 +74,4 @@ def _named(config_text: str) -> Identity:
     except _UNNAMED as error:
         raise UserError("the config names no experiment and promotion.model → convergate validate CONFIG") from error
     team = owner.get("team") if isinstance(owner, dict) else None
-    return Identity(root, experiment, model, str(team or ""), ("", ""))
+    return Identity(root, experiment, model, str(team or ""), ("", ""), 0.0)

@@ -244,6 +244,11 @@ class RunConfig(Section):
             )
         return training
 
+    @property
+    def budget_hours(self) -> float:
+        """The most hours that all processes of the training may run."""
+        return self.budget.max_gpu_hours / self.distributed.world_size
+
     def total_steps(self, num_train_samples: int) -> int:
         """Optimizer updates of the run, whichever of steps and epochs the config gives."""
         if self.schedule.total_steps is not None:

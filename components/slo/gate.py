@@ -14,7 +14,7 @@ from ..evaluation.result import Evaluation
 from ..storage import RunStore
 from ..training.result import TrainingResult
 from .decision import Decision, classify, decide
-from .ledger import DEADLINE, EndRecord, Ledger, RunKind, StartRecord
+from .ledger import EndRecord, Ledger, RunKind, StartRecord, deadline
 from .standing import take_standing
 
 
@@ -30,23 +30,23 @@ def open_run(config_text: str, run_id: str, kind: str = "retrain", submitter: st
     """
     if kind not in get_args(RunKind):
         raise UserError(f"kind = {kind!r}: no kind of run → {', '.join(get_args(RunKind))}")
-    root, experiment, model, team, digests = identity(config_text)
+    named = identity(config_text)
     now = datetime.now(UTC)
     start = StartRecord(
         run_id=run_id,
         created=now,
         kind=cast(RunKind, kind),
-        experiment=experiment,
-        model=model,
+        experiment=named.experiment,
+        model=named.model,
         submitter=submitter or _user(),
-        team=team,
-        training_digest=digests[0],
-        policy_digest=digests[1],
-        deadline=now + DEADLINE,
+        team=named.team,
+        training_digest=named.digests[0],
+        policy_digest=named.digests[1],
+        deadline=now + deadline(named.budget_hours),
     )
-    store = RunStore(root, run_id)
+    store = RunStore(named.root, run_id)
     store.store.ensure_bucket(store.prefix)
-    opened = Ledger(root, experiment, model).open(start)
+    opened = Ledger(named.root, named.experiment, named.model).open(start)
     store.store.write(store.prefix / "config.yaml", config_text.encode(), "application/yaml")
     return opened
 

@@ -22,6 +22,8 @@ RunKind = Literal["retrain", "canary", "sweep"]
 RunClass = Literal["converged", "not_converged", "rejected", "infrastructure", "interrupted", "passed"]
 """How a run ended; `passed` is a canary's own, which trains nothing to its end."""
 DEADLINE = timedelta(hours=24)
+"""For a run to end, beside its training."""
+LONGEST = timedelta(days=365)
 READERS = 8
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"/(?P<stamp>\d{4}-\d{2}-\d{2}/\d{12})-(?P<run_id>[^/]+)/(?P<file>start|end)\.json$")
@@ -29,6 +31,11 @@ _KEY = re.compile(r"/(?P<stamp>\d{4}-\d{2}-\d{2}/\d{12})-(?P<run_id>[^/]+)/(?P<f
 
 class LedgerError(OutsideError):
     """A record of the ledger cannot be used; without it nobody can say where the SLO stands."""
+
+
+def deadline(budget_hours: float) -> timedelta:
+    """How long a run may stay open whose training may take so many hours."""
+    return DEADLINE + timedelta(hours=min(budget_hours, LONGEST / timedelta(hours=1)))
 
 
 class StartRecord(Document):

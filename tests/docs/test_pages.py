@@ -102,7 +102,7 @@ def test_the_defaults_of_the_policy() -> None:
     assert f"`slo.window_runs` runs ({policy.window_runs})" in text
     assert f"`slo.min_runs` runs ({policy.min_runs})" in text
     assert f"{allowed_failures(policy)} of {policy.window_runs}. The run" in text
-    assert f"no end {DEADLINE.total_seconds() / 3600:.0f} hours after the start" in text
+    assert f"no end {DEADLINE.total_seconds() / 3600:.0f} hours and the training's budget" in text
     assert ONE_EXCUSED_IN == 10
     keys = {row[1].partition(",")[0].strip("`"): row[1].partition(", ")[2] for row in table("slo.md", "SLI")}
     for key, default in keys.items():

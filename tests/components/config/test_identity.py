@@ -12,13 +12,13 @@ def test_a_valid_config_has_its_digests_too(parsed: Callable[..., RunConfig]) ->
     config = parsed({"owner.team": "vision", "storage.uri": "s3://bucket/team"})
     digests = config_digests(config)
     found = identity(config.model_dump_json())
-    assert found == ("s3://bucket/team", "digits", "digits", "vision", (digests.training, digests.policy))
+    assert found == ("s3://bucket/team", "digits", "digits", "vision", (digests.training, digests.policy), 2.0)
     assert (found.root, found.experiment, found.model, found.team) == found[:4]
 
 
 def test_a_wrong_config_still_has_its_names() -> None:
     text = "{experiment: 2026, promotion: {model: net}, owner: {team: null}, storage: null}"
-    assert identity(text) == ("s3://convergate", "2026", "net", "", ("", ""))
+    assert identity(text) == ("s3://convergate", "2026", "net", "", ("", ""), 0.0)
 
 
 def test_a_text_without_names_is_the_users_error() -> None:

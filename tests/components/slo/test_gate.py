@@ -28,9 +28,23 @@ def test_a_start_is_recorded_with_its_config(s3: str, make: SimpleNamespace) -> 
     digests = config_digests(parse_config(text))
     assert (start.training_digest, start.policy_digest) == (digests.training, digests.policy)
     assert (start.kind, start.submitter, start.team) == ("retrain", "ada", "vision")
-    assert start.deadline - start.created == timedelta(hours=24)
+    assert start.deadline - start.created == timedelta(hours=24 + parse_config(text).budget_hours)
     store = RunStore(s3, "run-1")
     assert store.store.read(store.prefix / "config.yaml").decode() == text
+
+
+@pytest.mark.parametrize(("gpu_hours", "left"), [("60", timedelta(hours=24 + 30)), ("1e300", timedelta(days=366))])
+def test_a_run_stays_open_for_as_long_as_its_budget_lets_it_train(
+    s3: str, make: SimpleNamespace, gpu_hours: str, left: timedelta
+) -> None:
+    extra = f"budget: {{max_gpu_hours: {gpu_hours}}}\ndistributed: {{procs_per_node: 2}}\n"
+    start = open_run(text_at(s3, make, extra), "run-1")
+    assert start.deadline - start.created == left
+
+
+def test_a_wrong_config_stays_open_for_a_day(s3: str, make: SimpleNamespace) -> None:
+    start = open_run(text_at(s3, make, "budget: {max_gpu_hours: 60, of: 1}\n"), "run-1")
+    assert start.deadline - start.created == timedelta(hours=24)
 
 
 def test_a_retried_step_gets_the_start_that_stands(s3: str, make: SimpleNamespace) -> None:
