@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -175,21 +175,26 @@ def require_valid(config: RunConfig, path: str, facts: Facts | None = None) -> N
         raise ProblemsError(path, errors)
 
 
-def require_host(host: str | None) -> None:
-    """Refuse what is said of a cluster where the run is here: it would be ignored.
+def refuse_ignored(host: str | None, wait: bool) -> None:
+    """Refuse an option that would be ignored: one of a cluster where the run is here, or of a wait that is none.
 
     Raises:
-        UserError: when such an option is given, and no host.
+        UserError: when such an option is given.
     """
-    if host is not None:
-        return
+    for option, name in _given():
+        if host is None and name in {*Cluster.__dataclass_fields__, "wait", "minutes"}:
+            raise UserError(f"{option} without --host: it is for a run on a cluster → leave it out, or --host URL")
+        if not wait and name == "minutes":
+            raise UserError(f"{option} without --wait: nothing waits → leave it out, or --wait")
+
+
+def _given() -> Iterator[tuple[str, str]]:
+    """The options that stand on the command line, each with the name of its parameter."""
     context = click.get_current_context()
     for parameter in context.command.params:
-        ours = parameter.name in {*Cluster.__dataclass_fields__, "wait", "minutes"}
-        if ours and context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE:
-            raise UserError(
-                f"{parameter.opts[0]} without --host: it is for a run on a cluster → leave it out, or --host URL"
-            )
+        name = str(parameter.name)
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            yield parameter.opts[0], name
 
 
 def submit_and_wait(

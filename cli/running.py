@@ -11,7 +11,7 @@ from ..components.config import RunConfig, config_digests, load_config
 from ..components.config.plan import RunPlan, make_plan
 from ..components.config.preflight import Facts
 from ..components.errors import ExitCode, UserError
-from .cluster import Cluster, cluster_options, require_host, require_valid, submit_and_wait, wait_options
+from .cluster import Cluster, cluster_options, refuse_ignored, require_valid, submit_and_wait, wait_options
 from .options import CONFIG, HOME, JSON
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -47,7 +47,7 @@ def retrain_command(config: str, host: str | None, wait: bool, minutes: float, c
     """  # noqa: D301
     from .progress import RunProgress
 
-    require_host(host)
+    refuse_ignored(host, wait)
     parsed, text = load_config(config)
     if host is not None:
         require_valid(parsed, config)
@@ -121,7 +121,7 @@ def canary_command(config: str, host: str | None, wait: bool, minutes: float, cl
       convergate canary manifests/configs/digits.yaml --json
       convergate canary manifests/configs/digits.yaml --host https://pipelines.example.org --wait --timeout 60
     """  # noqa: D301
-    require_host(host)
+    refuse_ignored(host, wait)
     parsed, text = load_config(config)
     if host is not None:
         require_valid(parsed, config)

@@ -210,6 +210,10 @@ class TestFailures:
                 for given in (["--wait"], ["--timeout", "5"], ["--gpus", "2"], ["--toleration", "spot"])
             ),
             (
+                ["--host", "http://h", "--timeout", "5"],
+                "--timeout without --wait: nothing waits → leave it out, or --wait",
+            ),
+            (
                 ["--host", "http://h", "--token-file", "none"],
                 "--token-file none: No such file or directory → a file with a bearer token",
             ),
