@@ -25,7 +25,7 @@ from ...components.training.trainjob.objects import NODE, runtime_name
 from ...components.training.trainjob.pace import Pace
 from ...components.training.trainjob.runtime import Runtime, find_runtime, is_gpu
 from .installed import KUEUE_GROUP, KUEUE_INSTALL, TRAINER_GROUP, examine_installed, examine_kueue
-from .rights import examine_rights
+from .rights import examine_policy, examine_rights
 from .row import Row, examined
 from .services import examine_services, without_user
 
@@ -50,7 +50,8 @@ def examine_cluster(namespace: str, checkpoints: str, *, trainjobs: bool = True)
     served = {str(one["name"]): [str(each["groupVersion"]) for each in one["versions"]] for one in groups}
     rows = [Row.ok("API server", f"{version} at {cluster.host}, namespace {namespace}")]
     rows += examine_installed(cluster, served, trainjobs=trainjobs)
-    given, row = _settings(cluster)
+    known, row = _settings(cluster)
+    given = known or {}
     runtime: Runtime | None = None
     wanted = given.get(RUNTIME_VARIABLE) or runtime_name()
     if TRAINER_GROUP in served:
@@ -58,7 +59,10 @@ def examine_cluster(namespace: str, checkpoints: str, *, trainjobs: bool = True)
         rows.append(found)
     of_the_cluster = None if runtime is not None and runtime.kind == "TrainingRuntime" else wanted
     rows.append(examined("accounts", lambda: _accounts(cluster)))
-    rows += [*examine_rights(cluster, of_the_cluster, trainjobs=trainjobs), row]
+    rows += examine_rights(cluster, of_the_cluster, trainjobs=trainjobs)
+    if trainjobs and runtime is not None:
+        rows.append(examined("admission policy", lambda: examine_policy(cluster, runtime.kind, runtime.name)))
+    rows.append(row)
     if given.get(QUEUE_VARIABLE):
         rows.append(examined("queue", lambda: _queue(cluster, given[QUEUE_VARIABLE], served.get(KUEUE_GROUP))))
         if KUEUE_GROUP in served:
@@ -66,7 +70,7 @@ def examine_cluster(namespace: str, checkpoints: str, *, trainjobs: bool = True)
     own_s3 = given.get("AWS_ENDPOINT_URL")
     rows += [_secret(cluster, s3_secret(kind), S3_KEYS, *_without_keys(kind, own_s3)) for kind in ACCESS]
     rows.append(_secret(cluster, MLFLOW_SECRET, MLFLOW_KEYS, "right for an MLflow without credentials", False))
-    rows += examine_services(given, checkpoints, namespace, _image(runtime))
+    rows += examine_services(known, checkpoints, namespace, _image(runtime))
     rows.append(examined("nodes", lambda: _nodes(cluster, runtime)))
     rows.append(examined("network policies", lambda: _network(cluster)))
     return rows
@@ -76,7 +80,7 @@ def _runtime(cluster: Cluster, name: str) -> tuple[Runtime | None, Row]:
     try:
         runtime = find_runtime(cluster, name)
     except DeniedError as error:
-        return None, Row.unknown("runtime", f"not known: {error}")
+        return None, Row.hidden("runtime", error, f"kubectl get clustertrainingruntime {name}")
     except ConvergateError as error:
         return None, Row.of("runtime", error)
     gpus = [f"{amount} × {resource}" for resource, amount in _limits(runtime).items() if is_gpu(resource)]
@@ -94,13 +98,17 @@ def _queue(cluster: Cluster, name: str, versions: list[str] | None) -> Row:
     if not versions:
         return Row.failed("queue", f"{name}: Kueue is not installed, and {QUEUE_VARIABLE} names it", KUEUE_INSTALL)
     try:
-        cluster.get(f"/apis/{versions[0]}/namespaces/{cluster.namespace}/localqueues/{name}")
+        found = cluster.get(f"/apis/{versions[0]}/namespaces/{cluster.namespace}/localqueues/{name}")
     except DeniedError as error:
-        return Row.unknown("queue", f"{name}: not known: {error}")
+        return Row.hidden("queue", error, f"kubectl get localqueue {name} -n {cluster.namespace}")
     except MissingError:
         return Row.failed(
             "queue", f"there is no LocalQueue {name} in {cluster.namespace}", "kubectl get localqueues -A"
         )
+    for one in (found.get("status") or {}).get("conditions") or ():
+        if one["type"] == "Active" and one["status"] == "False":
+            figure = f"LocalQueue {name} takes no jobs: {one['reason']}: {one['message']}"
+            return Row.failed("queue", figure, f"kubectl describe localqueue {name} -n {cluster.namespace}")
     return Row.ok("queue", f"LocalQueue {name}")
 
 
@@ -109,7 +117,7 @@ def _accounts(cluster: Cluster) -> Row:
     try:
         missing = [name for name in wanted if not _there(cluster, "serviceaccounts", name)]
     except DeniedError as error:
-        return Row.unknown("accounts", f"not known: {error}")
+        return Row.hidden("accounts", error, f"kubectl get serviceaccounts -n {cluster.namespace}")
     if missing:
         return Row.failed("accounts", f"not there: {', '.join(missing)}", APPLY)
     return Row.ok("accounts", f"all {len(wanted)} of convergate")
@@ -122,15 +130,15 @@ def _there(cluster: Cluster, plural: str, name: str) -> Json | None:
         return None
 
 
-def _settings(cluster: Cluster) -> tuple[dict[str, str], Row]:
-    """What the steps get as variables, and the row of it."""
+def _settings(cluster: Cluster) -> tuple[dict[str, str] | None, Row]:
+    """What the steps get as variables, None where it can't be read; and the row of it."""
     name = f"ConfigMap {CONFIG_MAP}"
     try:
         found = _there(cluster, "configmaps", CONFIG_MAP)
     except DeniedError as error:
-        return {}, Row.unknown(name, f"not known: {error}")
+        return None, Row.hidden(name, error, f"kubectl get configmap {CONFIG_MAP} -n {cluster.namespace} -o yaml")
     except ApiError as error:
-        return {}, Row.of(name, error)
+        return None, Row.of(name, error)
     if found is None:
         fix = f"kubectl create configmap {CONFIG_MAP} -n {cluster.namespace} --from-literal=AWS_ENDPOINT_URL=https://…"
         return {}, Row.unknown(name, "not there: S3 is AWS, and there is no MLflow", fix)

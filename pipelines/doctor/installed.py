@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...components.access import NAMESPACE
 from ...components.training.trainjob.answers import NEW_FIELDS, OLD_TRAINER, ApiError, MissingError
 from ...components.training.trainjob.api import TRAINER, Cluster, Json
 from .row import Row
@@ -111,7 +112,8 @@ def _workflow_defaults(cluster: Cluster) -> tuple[str, Json]:
     """The namespace of Argo's controller, and the spec that it merges into each Workflow."""
     import yaml
 
-    for namespace in dict.fromkeys((cluster.namespace, "kubeflow")):
+    places = dict.fromkeys((cluster.namespace, NAMESPACE))
+    for namespace in places:
         try:
             found = cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/{_CONTROLLER}")
         except MissingError:
@@ -124,4 +126,4 @@ def _workflow_defaults(cluster: Cluster) -> tuple[str, Json]:
             raise ApiError(
                 f"workflowDefaults of ConfigMap {_CONTROLLER} in {namespace} is not YAML of a Workflow"
             ) from error
-    raise MissingError(f"there is no ConfigMap {_CONTROLLER} in {cluster.namespace}, nor in kubeflow")
+    raise MissingError(f"there is no ConfigMap {_CONTROLLER} in {' nor in '.join(places)}")

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ...components.access import ACCESS, PIPELINE, RUNTIME, WORKER, service_account
-from ...components.training.trainjob.answers import APPLY, DeniedError
+from ...components.training.trainjob.answers import APPLY, DeniedError, MissingError
 from ...components.training.trainjob.api import Cluster, Json
 from ...components.training.trainjob.rights import LAUNCH_RIGHTS, Right
 from .row import Row, examined
@@ -15,6 +15,8 @@ FORBIDDEN = (
     Right("create", "rbac.authorization.k8s.io", "rolebindings"),
 )
 """What the account of the user's code must not be allowed to."""
+_POLICY = "convergate-trainjobs"
+_ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 _RUNTIMES = "clustertrainingruntimes"
 _ANOTHER_RUNTIME = (
     "its name in resourceNames of ClusterRole convergate-runtime, and in the admission policy: docs/trainjob.md"
@@ -43,6 +45,25 @@ def examine_rights(cluster: Cluster, runtime: str | None, *, trainjobs: bool) ->
         rows.append(examined(f"rights: {account}", lambda account=account: _launcher(cluster, account, runtime)))  # type: ignore[misc]
     rows.append(examined(f"rights: {WORKER}", lambda: _worker(cluster)))
     return rows
+
+
+def examine_policy(cluster: Cluster, kind: str, name: str) -> Row:
+    """Whether the admission policy is there, and lets a step start TrainJobs of this runtime."""
+    title = "admission policy"
+    try:
+        rules = cluster.get(f"{_ADMISSION}/validatingadmissionpolicies/{_POLICY}")["spec"]["validations"]
+        binding = cluster.get(f"{_ADMISSION}/validatingadmissionpolicybindings/{_POLICY}")["spec"]
+    except DeniedError as error:
+        return Row.hidden(title, error, f"kubectl get validatingadmissionpolicy {_POLICY} -o yaml")
+    except MissingError:
+        figure = "not there: a step's token could start a TrainJob with another kind's Secret"
+        return Row.unknown(title, figure, "manifests/components/admission in your overlay")
+    if any(f'"{name}"' in rule["expression"] and f'"{kind}"' in rule["expression"] for rule in rules):
+        return Row.ok(title, "a step's TrainJob is worker pods of the runtime, and nothing else")
+    # A binding of somebody's own may leave this namespace out.
+    refused = Row.unknown if binding.get("matchResources") else Row.failed
+    fix = "name it in the first rule of manifests/components/admission/policy.yaml: docs/trainjob.md"
+    return refused(title, f"it refuses the TrainJobs of {kind} {name}", fix)
 
 
 def _yours(cluster: Cluster, runtime: str | None) -> Row:

@@ -35,10 +35,19 @@ class Row:
         return cls(name, "unknown", figure, fix)
 
     @classmethod
+    def hidden(cls, name: str, error: ConvergateError, fix: str = "") -> Self:
+        """What this user may not look at; the fix in the error's words would be of a step's account."""
+        return cls(name, "unknown", f"not known: {_figure(error)}", fix and f"an administrator: {fix}")
+
+    @classmethod
     def of(cls, name: str, error: ConvergateError) -> Self:
         """A failure in its own words."""
         figure, _, fix = str(error).partition(" → ")
         return cls(name, "failed", figure, fix)
+
+
+def _figure(error: ConvergateError) -> str:
+    return str(error).partition(" → ")[0]
 
 
 def examined(name: str, check: Callable[[], Row]) -> Row:

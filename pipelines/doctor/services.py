@@ -31,26 +31,30 @@ _OTHER_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 """Of this machine's own S3; they would win."""
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 _POD = "convergate-doctor"
+_S3 = "S3: conditional writes"
 
 
-def examine_services(settings: Mapping[str, str], checkpoints: str, namespace: str, image: str) -> list[Row]:
+def examine_services(settings: Mapping[str, str] | None, checkpoints: str, namespace: str, image: str) -> list[Row]:
     """Rows of S3 and MLflow; what cannot be reached from here gets the command that asks from inside.
 
     Args:
-        settings: what ConfigMap `convergate` holds.
+        settings: what ConfigMap `convergate` holds; None where it could not be read.
         checkpoints: `checkpoint.uri` of the config: the one place that one kind's keys may list, write and delete.
         namespace: of the runs.
         image: an image of ours that the cluster has.
     """
     command = from_inside(checkpoints, namespace, image)
+    if settings is None:
+        figure = f"not known: it stands in ConfigMap {CONFIG_MAP}, which could not be read"
+        return [Row.unknown(name, figure, command) for name in (_S3, "MLflow")]
     region = settings.get("AWS_REGION") or "us-east-1"
     endpoint = settings.get(_ENDPOINT) or f"https://s3.{region}.amazonaws.com"
     with _as_in_the_cluster(settings):
         if not any(os.environ.get(name) for name in _KEYS):
             figure = f"not known: {without_user(endpoint)}, and no keys are set here ({_KEYS[0]})"
-            rows = [Row.unknown("S3: conditional writes", figure, command)]
+            rows = [Row.unknown(_S3, figure, command)]
         elif why := _unreachable(endpoint):
-            rows = [Row.unknown("S3: conditional writes", f"not known: {why}", command)]
+            rows = [Row.unknown(_S3, f"not known: {why}", command)]
         else:
             rows = examine_storage(checkpoints)
         return [*rows, _mlflow(settings.get(_TRACKING), command)]
@@ -106,7 +110,7 @@ def from_inside(checkpoints: str, namespace: str, image: str) -> str:
             {"configMapRef": {"name": CONFIG_MAP, "optional": True}},
             *({"secretRef": {"name": name, "optional": True}} for name in secrets),
         ],
-        "resources": {kind: {"cpu": "1", "memory": "2Gi"} for kind in ("requests", "limits")},
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "workingDir": "/tmp",  # noqa: S108 - of the pod
     }
@@ -121,11 +125,11 @@ def from_inside(checkpoints: str, namespace: str, image: str) -> str:
         },
         "containers": [container],
     }
-    # The egress policies let a pod of this kind reach both.
+    # The egress policies let a pod of this kind reach both. After a minute kubectl would delete it: images are large.
     labels = pod_labels("ledger")
     options = f"--labels={NAME_LABEL}={labels[NAME_LABEL]},{KIND_LABEL}={labels[KIND_LABEL]}"
     overrides = shlex.quote(json.dumps({"apiVersion": "v1", "spec": spec}, separators=(",", ":")))
     return (
-        f"kubectl run {_POD} -n {namespace} --rm --attach --restart=Never --image={image} {options}"
-        f" --overrides={overrides}"
+        f"kubectl run {_POD} -n {namespace} --rm --attach --restart=Never --pod-running-timeout=10m --image={image}"
+        f" {options} --overrides={overrides}"
     )

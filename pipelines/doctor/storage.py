@@ -11,7 +11,7 @@ from ...components.errors import ConvergateError
 from ...components.storage import BucketNotFoundError, ObjectExistsError, S3Error, S3Location, S3Store
 from ...components.storage.answers import translated
 from ...components.storage.checksums import server_compares
-from ...components.storage.client import s3_client, shown_endpoint
+from ...components.storage.client import endpoint_url, s3_client, shown_endpoint
 from .row import Row, examined
 
 MAX_SKEW_SECONDS = 60.0
@@ -49,7 +49,9 @@ def _reachable(place: S3Location, *, embedded: bool) -> Row:
     try:
         list(S3Store().entries(place, limit=1))
     except BucketNotFoundError:
-        return Row.failed("S3", f"{where}: there is no bucket {place.bucket}", f"aws s3 mb s3://{place.bucket}")
+        own = endpoint_url()
+        fix = f"aws s3 mb s3://{place.bucket}" + (f" --endpoint-url {own}" if own and not embedded else "")
+        return Row.failed("S3", f"{where}: there is no bucket {place.bucket}", fix)
     return Row.ok("S3", f"{place} on {where}")
 
 

@@ -92,7 +92,8 @@ def test_s3_that_cannot_be_reached_or_has_no_bucket_fails(
 ) -> None:
     answer = convergate("doctor", config(tmp_path, "s3://nobody-made-this"), "--json")
     assert answer.code == 1
-    assert row(answer.json, "S3")["fix"] == "aws s3 mb s3://nobody-made-this"
+    own = os.environ["AWS_ENDPOINT_URL"]
+    assert row(answer.json, "S3")["fix"] == f"aws s3 mb s3://nobody-made-this --endpoint-url {own}"
     assert row(answer.json, "S3: clock")["figure"] == "not examined: see above"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     answer = convergate("doctor", config(tmp_path, s3))
@@ -127,6 +128,50 @@ def test_a_step_account_is_told_what_it_may_not_ask(
     for name in ("rights: convergate-worker", "Secret convergate-s3-gate", "nodes", "accounts"):
         assert states(answer.json)[name] == "unknown"
     assert "you may not read Secrets" in row(answer.json, "Secret convergate-s3-gate")["figure"]
+
+
+def test_somebody_without_rights_is_told_what_is_not_known_and_whom_to_ask(
+    convergate: Convergate, cluster: scene.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be(cluster, monkeypatch, f"{scene.NAMESPACE}/somebody")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    rows = examine(convergate)
+    # An overlay has no Role of this user, whatever a step's account would be told.
+    assert not [one for one in rows if "→" in one["figure"] or "Role of" in one["fix"]]
+    for name in ("retries", "runtime", "accounts", "ConfigMap convergate", "nodes"):
+        assert row(rows, name)["state"] == "unknown"
+        assert row(rows, name)["fix"].startswith("an administrator: kubectl get ")
+    # Where S3 and MLflow are stands in what could not be read.
+    for name in ("S3: conditional writes", "MLflow"):
+        assert row(rows, name)["figure"] == "not known: it stands in ConfigMap convergate, which could not be read"
+        assert row(rows, name)["fix"].startswith("kubectl run convergate-doctor ")
+
+
+def test_a_runtime_that_the_admission_policy_refuses_fails(
+    convergate: Convergate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_tool: Callable[[str], Path]
+) -> None:
+    require_tool("kubectl")
+    title = "admission policy"
+    with scene.cluster(tmp_path, overlay="gpu") as running:
+        be(running, monkeypatch, "admin")
+        assert row(examine(convergate), title)["state"] == "ok"
+        runtime = running.api.store.get(scene.RUNTIME)
+        assert runtime is not None
+        metadata = {"name": "team-torch", "namespace": scene.NAMESPACE, "labels": runtime["metadata"]["labels"]}
+        own = {**runtime, "kind": "TrainingRuntime", "metadata": metadata}
+        running.api.put("trainingruntimes.trainer.kubeflow.org", own, scene.NAMESPACE)
+        set_settings(running, CONVERGATE_RUNTIME="team-torch")
+        found = row(examine(convergate), title)
+        assert found["state"] == "failed"
+        assert found["figure"] == "it refuses the TrainJobs of TrainingRuntime team-torch"
+        key = Key(scene.OF_THE_CLUSTER["ValidatingAdmissionPolicyBinding"], "", "convergate-trainjobs")
+        binding = running.api.store.get(key)
+        assert binding is not None
+        exempt = {"namespaceSelector": {"matchLabels": {"admission": "ours"}}}
+        running.api.store.update(key, {**binding, "spec": {**binding["spec"], "matchResources": exempt}})
+        assert row(examine(convergate), title)["state"] == "unknown"
+        running.api.store.delete(key)
+        assert row(examine(convergate), title)["figure"].startswith("not there: a step's token could start a TrainJob")
 
 
 def test_what_is_missing_or_wrong_in_a_cluster_fails_with_its_fix(
@@ -206,6 +251,8 @@ def test_what_cannot_be_reached_from_here_gets_the_command_that_asks_from_inside
     assert (found["state"], found["figure"]) == ("unknown", f"not known: {NOBODY} cannot be reached from here")
     assert row(rows, "MLflow") == {**found, "name": "MLflow"}
     command = shlex.split(found["fix"])
+    # By default kubectl deletes the pod after a minute, which the pull of a large image takes.
+    assert "--pod-running-timeout=10m" in command
     assert command[:5] == ["kubectl", "run", "convergate-doctor", "-n", scene.NAMESPACE]
     dry = [*(part for part in command if part not in ("--rm", "--attach")), "--dry-run=client", "-o", "json"]
     ran = subprocess.run(dry, capture_output=True, check=False, text=True)
@@ -287,7 +334,9 @@ def test_what_the_workflow_controller_makes_of_retries_and_how_long_it_keeps_run
 def test_a_workflow_controller_that_cannot_be_read_or_understood_is_no_fault(
     convergate: Convergate, cluster: scene.Cluster
 ) -> None:
-    assert row(examine(convergate), "retries")["state"] == "unknown"
+    found = row(examine(convergate), "retries")
+    assert found["state"] == "unknown"
+    assert found["figure"].endswith(f"there is no ConfigMap workflow-controller-configmap in {scene.NAMESPACE}")
     body = {"metadata": {"name": "workflow-controller-configmap"}, "data": {"workflowDefaults": "spec: ["}}
     cluster.api.put("configmaps", body, scene.NAMESPACE)
     assert "is not YAML of a Workflow" in row(examine(convergate), "retries")["figure"]
@@ -332,6 +381,17 @@ def test_a_queue_wants_a_kueue_that_leaves_our_jobs_as_they_are(
     assert row(rows, "queue")["state"] == "ok"
     found = row(rows, "Kueue's version")
     assert (found["state"], said in found["figure"]) == (state, True), found
+
+
+def test_a_queue_that_takes_no_jobs_fails(convergate: Convergate, cluster: scene.Cluster) -> None:
+    cluster.api.serve("kueue.x-k8s.io", "v1beta2")
+    set_settings(cluster, CONVERGATE_QUEUE="team-a", AWS_ENDPOINT_URL=NOBODY)
+    active = {"type": "Active", "status": "False", "reason": "ClusterQueueDoesNotExist", "message": "Can't submit"}
+    body = {"metadata": {"name": "team-a"}, "status": {"conditions": [active]}}
+    cluster.api.put("localqueues.kueue.x-k8s.io", body, scene.NAMESPACE)
+    found = row(examine(convergate), "queue")
+    assert (found["state"], found["fix"]) == ("failed", f"kubectl describe localqueue team-a -n {scene.NAMESPACE}")
+    assert found["figure"].endswith("takes no jobs: ClusterQueueDoesNotExist: Can't submit")
 
 
 def test_without_trainer_only_a_config_that_trains_in_the_step_passes(

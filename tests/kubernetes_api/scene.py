@@ -20,6 +20,12 @@ NAMESPACE = "kubeflow"
 POD = "retrain-train-1"
 IMAGE = "registry.test/convergate/train-python:7"
 RUNTIME = Key("clustertrainingruntimes.trainer.kubeflow.org", "", "convergate-torch")
+OF_THE_CLUSTER = {
+    "ClusterTrainingRuntime": RUNTIME.resource,
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies.admissionregistration.k8s.io",
+    "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings.admissionregistration.k8s.io",
+}
+"""What is put into the cluster and not into the namespace."""
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "retrain-1", "uid": "0f-w"}
 
 
@@ -54,6 +60,10 @@ class Cluster:
     def jobs(self) -> list[Json]:
         return self.objects("trainjobs.trainer.kubeflow.org")
 
+    def delete_pod(self, pod: Json) -> None:
+        """As the eviction API, or the taint manager."""
+        self.api.store.delete(Key("pods", NAMESPACE, pod["metadata"]["name"]))
+
     def change_runtime(self, change: Any) -> None:
         """Let the administrator change the runtime; `change` gets its node's pod spec."""
         runtime = self.api.store.get(RUNTIME)
@@ -73,8 +83,8 @@ def cluster(folder: Path, without: tuple[str, ...] = (), overlay: str = "local")
     objects = rendered(overlay)
     with ApiServer(objects, without) as api:
         for one in objects:
-            if one["kind"] == "ClusterTrainingRuntime":
-                api.put("clustertrainingruntimes.trainer.kubeflow.org", one)
+            if one["kind"] in OF_THE_CLUSTER:
+                api.put(OF_THE_CLUSTER[one["kind"]], one)
             if one["kind"] in ("ConfigMap", "ServiceAccount"):
                 api.put(f"{one['kind'].lower()}s", one, one["metadata"]["namespace"])
         containers = [{"name": "wait", "image": "argoexec"}, {"name": "main", "image": IMAGE}]
@@ -85,6 +95,7 @@ def cluster(folder: Path, without: tuple[str, ...] = (), overlay: str = "local")
             NAMESPACE,
         )
         yield Cluster(api, folder)
+        assert api.store.started_anew == []
 
 
 def enter(running: Cluster, monkeypatch: pytest.MonkeyPatch, account: str = "convergate-train") -> None:

@@ -23,6 +23,7 @@ GROUPS = {
     "rbac.authorization.k8s.io": "v1",
     "networking.k8s.io": "v1",
     "authorization.k8s.io": "v1",
+    "admissionregistration.k8s.io": "v1",
 }
 _PATH = re.compile(
     r"^/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"

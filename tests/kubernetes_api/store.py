@@ -6,6 +6,8 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from .admission import TRAINJOBS
+
 Json = dict[str, Any]
 
 
@@ -37,6 +39,9 @@ class Store:
         """Whether a pod that was deleted has not ended yet; asked at each look."""
         self.deleted: list[str] = []
         """Names of what is gone, in the order of its end."""
+        self.started_anew: list[str] = []
+        """TrainJobs whose pods were started anew while they waited for the end of those: Trainer takes no notice of a
+        deletionTimestamp, and makes the JobSet of one that has not ended whenever there is none."""
 
     def get(self, key: Key) -> Json | None:
         with self.lock:
@@ -97,6 +102,8 @@ class Store:
             for key, body in list(self._objects.items()):
                 waits = body["metadata"].get("finalizers") == ["foregroundDeletion"]
                 if waits and not self._dependents(body["metadata"]["uid"]):
+                    if key.resource == TRAINJOBS and not _has_ended(body):
+                        self.started_anew.append(key.name)
                     self._remove(key)
 
     def _remove(self, key: Key) -> None:
@@ -125,3 +132,8 @@ class Store:
     @property
     def version(self) -> str:
         return str(self._version)
+
+
+def _has_ended(job: Json) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)

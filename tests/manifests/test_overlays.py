@@ -74,6 +74,30 @@ def test_trainer_takes_the_runtime_as_its_webhooks_and_the_launcher_want_it(with
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]  # noqa: S108
 
 
+def test_an_overlay_in_another_namespace_leaves_this_one_s_binding(with_trainer: list[dict[str, Any]]) -> None:
+    (binding,) = of_kind(with_trainer, "ClusterRoleBinding")
+    (namespace,) = {subject["namespace"] for subject in binding["subjects"]}
+    assert binding["metadata"]["name"] == f"convergate-runtime:{namespace}"
+
+
+def test_what_teams_share_is_the_same_in_each_overlay_of_theirs(build: Build) -> None:
+    shared = ("ClusterRole", "ClusterTrainingRuntime", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    of_one, of_another = (of_kind(build(f"overlays/{overlay}"), *shared) for overlay in ("gpu", "multi-tenant"))
+    for one in (*of_one, *of_another):
+        one["metadata"].pop("namespace", None)  # of no object of the cluster: kubectl clears it
+    assert of_one == of_another
+
+
+def test_a_second_apply_finds_nothing_to_change(objects: list[dict[str, Any]]) -> None:
+    # What an API server fills in inside a list is taken out and put in again by every apply that leaves it out.
+    for runtime in of_kind(objects, "ClusterTrainingRuntime"):
+        for job in runtime["spec"]["template"]["spec"]["replicatedJobs"]:
+            assert (job["replicas"], job["groupName"]) == (1, "default")
+    for policy in of_kind(objects, "ValidatingAdmissionPolicy"):
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]:
+            assert rule["scope"] == "*"
+
+
 def test_failures_are_told_apart_by_their_exit_code(with_trainer: list[dict[str, Any]]) -> None:
     (runtime,) = of_kind(with_trainer, "ClusterTrainingRuntime")
     job_set = runtime["spec"]["template"]["spec"]

@@ -1,6 +1,7 @@
 """The servers of a trial, started by the very arguments of their Deployments."""
 
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -54,8 +55,14 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.fixture
-def s3_port(container: Callable[[str], dict[str, Any]], require_tool: Any, tmp_path: Path) -> Iterator[int]:
+def s3_port(
+    container: Callable[[str], dict[str, Any]], build: Build, require_tool: Any, tmp_path: Path
+) -> Iterator[int]:
+    (first,) = dict(pods(build("overlays/local")))["Deployment/convergate-s3"]["spec"]["initContainers"]
     one, port = container("convergate-s3"), servers.free_port()
+    assert (first["image"], first["securityContext"]) == (one["image"], one["securityContext"])
+    arguments = [text.replace("/data", str(tmp_path)) for text in first["args"]]
+    subprocess.run([str(require_tool("rclone")), *arguments], check=True, env=KEYS, timeout=60)
     command = [str(require_tool("rclone")), *here(one["args"], tmp_path, port, one)]
     with servers.running(command, tmp_path / "s3.log", variables(one), wait_for=port):
         yield port
@@ -69,8 +76,8 @@ def test_the_trial_s3_takes_the_keys_of_its_secret_and_no_others(
     monkeypatch.setenv("AWS_REGION", settings["AWS_REGION"])
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+    # The bucket is there from the start, as `doctor` expects it before the first run.
     location = S3Location.parse("s3://convergate/one")
-    S3Store().ensure_bucket(location)
     S3Store().write(location, b"1")
     assert S3Store().read(location) == b"1"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
