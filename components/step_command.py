@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import re
 import signal
 import sys
 import tempfile
@@ -27,8 +28,11 @@ OUTPUTS = "/tmp/outputs"  # noqa: S108 - the writable folder of a step's contain
 DIGEST_MARK = "#sha256="
 STORAGE_SCHEME = "storage:"
 """What stands after it is a key below the config's `storage.uri`."""
-ARGO_SHUTDOWN = "shutdown with strategy"
-"""Argo's words for a workflow that a person stopped, in the failures that it tells an exit handler."""
+ARGO_STOPPED = ("workflow shutdown with strategy", "Stopped with strategy")
+"""Argo's words for a workflow that a person stopped, in the failures that it tells an exit handler: of a step that ran
+or was to start, and of one that waited for its next attempt."""
+_ARGO_BRACES = re.compile(r"\{(?=\{)")
+"""Argo fills in `{{…}}`, and computes `{{=…}}`, in the values that it takes from one step to another as well."""
 
 
 def main(faces: ModuleType) -> NoReturn:
@@ -165,7 +169,7 @@ def _run(function: Any, returned: list[str], values: Mapping[str, str | None], o
                 reference = _put(given[name], values[name] or str(outputs / name), given.get("config"))
                 told |= {name: reference} if reference else {}
     for name, value in told.items():
-        _write(outputs / name, str(value).encode())
+        _write(outputs / name, _ARGO_BRACES.sub("{ ", str(value)).encode())
     if told:
         click.echo(json.dumps(told, ensure_ascii=False))
 
@@ -180,8 +184,8 @@ def _given(name: str, kind: _Kind, value: str | None, folder: Path) -> Any:
         return kind.type(name=name, uri=str(_take(value, folder / name)))
     if kind.type is str:
         return _text(name, value)
-    state = "CANCELLED" if ARGO_SHUTDOWN in value else value.partition(" ")[0].upper()
-    return kind.type(state, "", "", None, None)
+    stopped = any(words in value for words in ARGO_STOPPED)
+    return kind.type("CANCELLED" if stopped else value.partition(" ")[0].upper(), "", "", None, None)
 
 
 def _text(name: str, value: str) -> str:

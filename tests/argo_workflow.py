@@ -6,7 +6,7 @@ DAG tasks by `depends` and `when` (enhanced depends logic: Succeeded, Failed, Sk
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ class Workflow:
     """Tasks whose pods were made, retries not counted."""
     stopped_before: str = ""
     """The task before whose start a person says `argo stop`."""
+    stopped_in_retry_of: str = ""
+    """The task that fails, and waits for its next attempt while a person says `argo stop`."""
 
     def run(self) -> str:
         """Run it with its exit handler; returns the workflow's phase."""
@@ -83,20 +85,30 @@ class Workflow:
             outputs = self._pod(task["name"], task["template"], template, _seen(scope, set()) | inputs)
         except PodFailedError as error:
             self.phases[task["name"]] = "Failed"
-            return [{"displayName": task["name"], "message": str(error), "phase": "Failed"}]
+            return list(self._told(task["name"], template, str(error)))
         self.phases[task["name"]] = "Succeeded"
         scope |= {f"tasks.{task['name']}.outputs.parameters.{name}": value for name, value in outputs.items()}
         return []
 
+    def _told(self, task: str, template: Node, message: str) -> Iterator[Node]:
+        """The nodes of a step that failed, as the controller lists them: each attempt, and the step that was tried."""
+        attempts = _attempts(template)
+        if attempts > 1:
+            stopped = task == self.stopped_in_retry_of
+            for attempt in range(1 if stopped else attempts):
+                yield {"displayName": f"{task}({attempt})", "message": message, "phase": "Failed"}
+            message = "Stopped with strategy 'Stop'" if stopped else "No more retries left"
+        yield {"displayName": task, "message": message, "phase": "Failed"}
+
     def _pod(self, task: str, name: str, template: Node, scope: dict[str, str]) -> dict[str, str]:
         self.started.append(task)
         made = _substituted(template, scope)
-        attempts = 1 + int(template.get("retryStrategy", {}).get("limit", 0))
+        attempts = _attempts(template)
         for attempt in range(attempts):
             try:
                 return self.execute(name, made)
             except PodFailedError:
-                if attempt == attempts - 1:
+                if attempt == attempts - 1 or task == self.stopped_in_retry_of:
                     raise
         raise AssertionError("unreachable")
 
@@ -108,6 +120,10 @@ class Workflow:
         for word, value in words.items():
             text = text.replace(word, str(value))
         return not text or _truth(text)
+
+
+def _attempts(template: Node) -> int:
+    return 1 + int(template.get("retryStrategy", {}).get("limit", 0))
 
 
 def _depended(task: Node) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -108,6 +109,17 @@ def test_what_a_step_returns_stands_in_files_and_in_a_line(run: Run, config: str
     outputs = tmp_path / "outputs"
     assert {name: (outputs / name).read_text() for name in told} == told
     assert "warmup" in (outputs / "summary").read_text() or (outputs / "summary").stat().st_size > 0
+
+
+def test_argo_finds_no_template_in_what_a_step_returns(run: Run, config: str, tmp_path: Path) -> None:
+    """It would compute it: `{{=1+1}}` in a reason came out as 2."""
+    file = Path(config.partition("@")[2])
+    file.write_text(re.sub(r"factory: .*", 'factory: "{{{=1+1}}}:A"}', file.read_text()))
+    done = run("components.config", config, "--run-id=r-1", "--plan=storage:runs/r-1/plan.json")
+    assert "{{{=1+1}}}" in json.loads(done.stdout.splitlines()[-1])["reason"]
+    reason = (tmp_path / "outputs" / "reason").read_text()
+    assert "{ { {=1+1}}}" in reason
+    assert "{{" not in reason
 
 
 def test_a_document_that_the_step_itself_does_not_store_gets_its_place(run: Run, config: str, s3: str) -> None:

@@ -43,7 +43,7 @@ def pods(tmp_path: Path, s3: str, mlflow_server: str) -> Callable[[str], Execute
                 env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
             )  # fmt: skip
             if done.returncode:
-                raise PodFailedError(f"Error (exit code {done.returncode}): {done.stderr.strip()}")
+                raise PodFailedError(f"main: Error (exit code {done.returncode}): {done.stderr.strip()}")
             paths = {one["name"]: one["valueFrom"]["path"] for one in template.get("outputs", {}).get("parameters", [])}
             return {name: (outputs / Path(path).relative_to(OUTPUTS)).read_text() for name, path in paths.items()}
 
@@ -94,7 +94,7 @@ def test_a_canary_that_fails_ends_red_and_is_closed(retrain: Node, s3: str, pods
     assert workflow.started == ["open-run", "validate-config", "validate-data", "canary", "stop-canary", "close-run"]
     page = load_page(text, s3, "hot-1")
     assert page.canary is not None
-    assert said == [f"Error (exit code 1): convergate: stopped: {page.canary.reason}"]
+    assert said == [f"main: Error (exit code 1): convergate: stopped: {page.canary.reason}"]
     assert page.end is not None
     assert (page.end.run_class, page.end.reason) == ("rejected", f"canary FAIL: {page.canary.reason}")
 
@@ -108,6 +108,26 @@ def test_a_workflow_that_a_person_stops_is_interrupted(retrain: Node, s3: str, p
     assert end is not None
     assert end.run_class == "interrupted"
     assert S3Store().exists(RunStore(s3, UID).prefix / "report.html")
+
+
+def test_one_stopped_in_the_wait_for_a_retry_is_interrupted_too(
+    retrain: Node, s3: str, pods: Callable[[str], Execute]
+) -> None:
+    """Argo says that in other words: `Stopped with strategy 'Stop'`, of the step that waited."""
+    text = config_text(s3, name="argo-waiting")
+    execute = pods(text)
+
+    def breaking(name: str, template: Node) -> dict[str, str]:
+        if name == "canary":
+            raise PodFailedError("main: Error (exit code 137)")
+        return execute(name, template)
+
+    workflow = Workflow(retrain, {"config-map": "c"}, breaking, stopped_in_retry_of="canary")
+    assert workflow.run() == "Failed"
+    assert workflow.started == ["open-run", "validate-config", "validate-data", "canary", "close-run"]
+    end = load_page(text, s3, UID).end
+    assert end is not None
+    assert end.run_class == "interrupted"
 
 
 @pytest.fixture
@@ -138,7 +158,7 @@ def containers(
             command += _of_docker(template, objects, volumes)
             done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
             if done.returncode:
-                raise PodFailedError(f"Error (exit code {done.returncode}): {done.stderr.strip()}")
+                raise PodFailedError(f"main: Error (exit code {done.returncode}): {done.stderr.strip()}")
             outputs = template.get("outputs", {}).get("parameters", [])
             paths = {one["name"]: Path(one["valueFrom"]["path"]).relative_to("/tmp") for one in outputs}  # noqa: S108
             return {output: (volumes["tmp"] / path).read_text() for output, path in paths.items()}
