@@ -42,7 +42,8 @@ def recurring_command(
     """Schedule a pipeline on a config, one run at a time; or show, pause, resume and delete the schedule.
 
     One schedule stands for a config's experiment and model. Given again with the same config nothing changes; with
-    another one, the new schedule stands before the old one is deleted; it is paused where the old one was.
+    another one, the new schedule stands before the old one is deleted; it is paused where the old one was. A schedule
+    of which a run goes on is paused, and deleted by the next --cron or --delete: Kubernetes would end the run with it.
 
     \b
     Examples:
@@ -61,29 +62,35 @@ def recurring_command(
     if cron is not None:
         require_valid(parsed, config)
         placement = cluster.placement_for(parsed)
-        change, schedule = recurring.create(
+        change, schedule, kept = recurring.create(
             cluster.api(host), pipeline, parsed, text, cron, placement,
             service_account=cluster.service_account, paused=paused,
         )  # fmt: skip
         stays_paused = change == "replaced" and not schedule.enabled and not paused
-        _tell(change, [schedule], as_json, ", and paused as before → --resume" if stays_paused else "")
+        _tell(change, [schedule], kept, as_json, ", and paused as before → --resume" if stays_paused else "")
         return
     (action,), api = asked, cluster.api(host)
-    schedules = recurring.existing(api, pipeline, parsed)
+    newest, *older = recurring.existing(api, pipeline, parsed)
+    schedules, kept = [newest], older
     if action == "delete":
-        recurring.delete(api, schedules)
+        kept = recurring.delete(api, [newest, *older])
+        ids = {schedule.recurring_run_id for schedule in kept}
+        schedules = [schedule for schedule in (newest, *older) if schedule.recurring_run_id not in ids]
     elif action != "show":
-        schedules = recurring.switch(api, schedules, enabled=action == "resume")
+        others = [schedule for schedule in older if schedule.enabled and action == "pause"]
+        schedules = recurring.switch(api, [newest, *others], enabled=action == "resume")
+        kept = [schedule for schedule in older if schedule not in others]
     words = {"show": "", "pause": "paused", "resume": "resumed", "delete": "deleted"}
-    _tell(words[action], schedules, as_json)
+    _tell(words[action], schedules, kept, as_json)
 
 
-def _tell(change: str, schedules: list[Any], as_json: bool, more: str = "") -> None:
+def _tell(change: str, schedules: list[Any], kept: list[Any], as_json: bool, more: str = "") -> None:
     if as_json:
         answer = {"change": change, "schedules": [schedule.as_dict() for schedule in schedules]}
+        answer["kept"] = [schedule.as_dict() for schedule in kept]
         click.echo(json.dumps(answer, indent=2))
         return
-    for schedule in schedules:
-        state = "on" if schedule.enabled else "paused"
-        known = change or schedule.description.partition("\n")[0]
-        click.echo(f"{schedule.name}  {schedule.cron}  {state}  {known}{more}")
+    lines = [(schedule, (change or schedule.description.partition("\n")[0]) + more) for schedule in schedules]
+    lines += [(schedule, "kept while a run of it goes on → then --delete, or --cron") for schedule in kept]
+    for schedule, line in lines:
+        click.echo(f"{schedule.name}  {schedule.cron}  {'on' if schedule.enabled else 'paused'}  {line}")

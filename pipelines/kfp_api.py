@@ -1,5 +1,7 @@
 """The API of Kubeflow Pipelines: every call has its time, every failure is a line, and the token is in none of them."""
 
+import base64
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,9 +16,11 @@ CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
 PATIENCE_SECONDS = 30.0
 """How long what may be done twice is asked again while the server cannot be reached."""
 PAGE, PAGES = 100, 50
-NOT_FOUND = 404
-_UNAVAILABLE = (429, 500, 502, 503, 504)
+NOT_FOUND, INTERNAL_ERROR = 404, 500
+_UNAVAILABLE = (429, INTERNAL_ERROR, 502, 503, 504)
 _MESSAGE_CHARACTERS = 300
+_STATES = {"Error": "FAILED", "Omitted": "SKIPPED"}
+"""Of Argo's phases, those that Kubeflow Pipelines calls otherwise."""
 
 
 class PipelinesError(OutsideError):
@@ -81,7 +85,7 @@ class PipelinesApi:
 
     @property
     def namespace(self) -> str | None:
-        """The namespace to ask for; None on a server for one user, which refuses any.
+        """The namespace to ask for; None on a server for one user, which has but its own.
 
         Raises:
             UserError: on a server for many users, where none was given.
@@ -117,6 +121,25 @@ class PipelinesApi:
     def run(self, run_id: str) -> Any:
         """A run, with the states of its steps; asked once."""
         return self.call(self.runs.run_service_get_run, run_id=run_id)
+
+    def nodes(self, run_id: str) -> list[tuple[str, str]]:
+        """Name and state of each node of a run's Workflow, as the server last saw it; only its older API tells them."""
+        answer = self.call(
+            self._client.call_api,
+            resource_path=f"/apis/v1beta1/runs/{run_id}",
+            method="GET",
+            header_params={"Accept": "application/json"},
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+        try:
+            status = json.loads(answer["pipeline_runtime"]["workflow_manifest"])["status"]
+            packed = status.get("compressedNodes")
+            nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status["nodes"]
+            return [(node["displayName"], _STATES.get(node["phase"], node["phase"].upper())) for node in nodes.values()]
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, EOFError):
+            raise self._no_api() from None
 
     def pages(self, function: Callable[..., Any], field: str, **arguments: Any) -> Iterator[Any]:
         """Everything that a listing gives, of all its pages."""
@@ -201,9 +224,10 @@ class PipelinesApi:
         if error.status == 0:
             return self._unreachable(_cause(error))
         fixes = {
-            401: "a fresh token: --token-file",
+            401: "a fresh token: --token-file; one of `kubectl create token` needs --audience pipelines.kubeflow.org",
             403: "a right in that namespace for the token's account, or another --token-file",
             404: "check --host: behind Kubeflow's gateway it ends in /pipeline",
+            INTERNAL_ERROR: "mend what it names, or try again later",  # also of a pipeline that it cannot read
         }
         fix = fixes.get(error.status, "try again later" if error.status in _UNAVAILABLE else "mend what it names")
         if error.status == NOT_FOUND and not re.search("_list_|_healthz", function):

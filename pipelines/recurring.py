@@ -1,5 +1,10 @@
-"""Recurring runs: a config on a schedule, one at a time, and never two schedules for one purpose."""
+"""Recurring runs: a config on a schedule, one at a time, and never two schedules for one purpose.
 
+A schedule owns its runs in the cluster: when it is deleted, a run of it that goes on is taken away too, with its pods
+and its TrainJob, and nobody closes it. So a schedule is paused, and deleted once no run of it goes on.
+"""
+
+import json
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -15,7 +20,9 @@ from .placement import Placement
 from .submitting import Pipeline, describe, pipeline_spec
 
 Change = Literal["created", "replaced", "unchanged", "paused", "resumed", "deleted"]
-_DIGEST = re.compile(r"^schedule ([0-9a-f]{64})$", re.MULTILINE)
+_NEWEST_FIRST = "created_at desc"
+_FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+_DIGEST = re.compile(r"^schedule ([0-9a-f]{32})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class Schedule:
     digest: str
     """Of all that it was made from: config, pipeline, cron and account; empty where it was not made here."""
     description: str
+    experiment_id: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,11 +58,14 @@ def create(
     *,
     service_account: str = access.PIPELINE,
     paused: bool = False,
-) -> tuple[Change, Schedule]:
+) -> tuple[Change, Schedule, list[Schedule]]:
     """Have the pipeline run on the config at these times; again with the same, nothing changes.
 
     With anything else the new schedule stands before the old one is deleted, so that no night is missed. It is paused
     where the old one was.
+
+    Returns:
+        What was done, the schedule, and older ones that are kept, paused, while a run of them goes on.
 
     Raises:
         UserError: for a cron expression that is none, or a server that needs a namespace.
@@ -64,11 +75,11 @@ def create(
     # The commit is in no label here: it would make another schedule of the same one each day.
     labelled = replace(placement, labels=(*placement.labels, *cluster_labels(config, None).items()))
     spec = pipeline_spec(pipeline, config, labelled)
-    digest = canonical_digest([text, cron, service_account, spec])
+    digest = canonical_digest([text, cron, service_account, spec])[:32]
     earlier = find(api, pipeline, config)
-    same = next((one for one in earlier if one.digest == digest), None)
+    same = earlier[0] if earlier and earlier[0].digest == digest else None
     if same is None:
-        stays_paused = bool(earlier) and not any(one.enabled for one in earlier)
+        stays_paused = bool(earlier) and not earlier[0].enabled
         made = _create(api, pipeline, config, text, cron, spec, digest, service_account, paused or stays_paused)
     elif paused and same.enabled:
         api.ask(api.recurring_runs.recurring_run_service_disable_recurring_run, recurring_run_id=same.recurring_run_id)
@@ -76,20 +87,20 @@ def create(
     else:
         made = same
     others = [one for one in earlier if one.recurring_run_id != made.recurring_run_id]
-    delete(api, others)
+    kept = delete(api, others)
     if same is None:
-        return ("replaced" if earlier else "created"), made
-    return ("unchanged" if made == same else "paused"), made
+        return ("replaced" if earlier else "created"), made, kept
+    return ("unchanged" if made == same else "paused"), made, kept
 
 
 def find(api: PipelinesApi, pipeline: Pipeline, config: RunConfig) -> list[Schedule]:
-    """The schedules of a config's experiment and model; more than one only where a change was broken off."""
+    """The schedules of a config's experiment and model, the newest first; any other has been replaced by it."""
     experiment = api.experiment(config.experiment)
     if experiment is None:
         return []
     name = schedule_name(config, pipeline)
     listing = api.recurring_runs.recurring_run_service_list_recurring_runs
-    found = api.pages(listing, "recurring_runs", experiment_id=experiment, filter=named(name))
+    found = api.pages(listing, "recurring_runs", experiment_id=experiment, filter=named(name), sort_by=_NEWEST_FIRST)
     return [_schedule(one) for one in found if one.display_name == name]
 
 
@@ -116,15 +127,29 @@ def switch(api: PipelinesApi, schedules: list[Schedule], *, enabled: bool) -> li
     return [replace(schedule, enabled=enabled) for schedule in schedules]
 
 
-def delete(api: PipelinesApi, schedules: list[Schedule]) -> None:
-    """Delete schedules; runs that have begun go on."""
-    function = api.recurring_runs.recurring_run_service_delete_recurring_run
+def delete(api: PipelinesApi, schedules: list[Schedule]) -> list[Schedule]:
+    """Delete schedules; those of which a run goes on are paused and given back, to be deleted another time."""
+    kept = []
     for schedule in schedules:
         try:
-            api.ask(function, recurring_run_id=schedule.recurring_run_id)
+            paused = switch(api, [schedule], enabled=False) if schedule.enabled else [schedule]
+            if _runs_now(api, schedule):
+                kept += paused
+            else:
+                function = api.recurring_runs.recurring_run_service_delete_recurring_run
+                api.ask(function, recurring_run_id=schedule.recurring_run_id)
         except PipelinesError as error:
             if error.status != NOT_FOUND:  # done by a call whose answer was lost, or by somebody else
                 raise
+    return kept
+
+
+def _runs_now(api: PipelinesApi, schedule: Schedule) -> bool:
+    """Whether a run that the schedule has started goes on; one that has only begun has no state."""
+    predicates = [{"operation": "NOT_EQUALS", "key": "state", "string_value": state} for state in _FINAL]
+    predicates.append({"operation": "EQUALS", "key": "recurring_run_id", "string_value": schedule.recurring_run_id})
+    listing, wanted = api.runs.run_service_list_runs, json.dumps({"predicates": predicates})
+    return bool(api.ask(listing, experiment_id=schedule.experiment_id, filter=wanted, page_size=1).runs)
 
 
 def _create(
@@ -143,7 +168,7 @@ def _create(
     name = schedule_name(config, pipeline)
     wanted = kfp.V2beta1RecurringRun(
         display_name=name,
-        description=f"{describe(config, pipeline, None)}\nschedule {digest}",
+        description=describe(config, pipeline, None, f"schedule {digest}"),
         experiment_id=api.ensure_experiment(config.experiment),
         pipeline_spec=spec,
         runtime_config=kfp.V2beta1RuntimeConfig(
@@ -171,4 +196,5 @@ def _schedule(run: Any) -> Schedule:
         enabled=run.status == "ENABLED",
         digest=match[1] if match else "",
         description=description,
+        experiment_id=run.experiment_id or "",
     )

@@ -15,10 +15,12 @@ from ..components.config.identity import cluster_labels
 from ..components.config.plan import current_commit
 from ..components.errors import UserError
 from .compiling import pipeline_messages
-from .kfp_api import PipelinesApi, PipelinesError, named
+from .kfp_api import INTERNAL_ERROR, PipelinesApi, PipelinesError, named
 from .placement import LONGEST_HOURS, TRAIN_HOURS, Placement
 
 Pipeline = Literal["retrain", "canary"]
+DESCRIPTION_CHARACTERS = 255
+"""What Kubeflow Pipelines keeps of a description: its database refuses the whole run for a longer one."""
 SETTLING_SECONDS, LOOK_SECONDS = 10.0, 1.0
 """How long a run is looked for whose answer was lost, since the server may still be making it; and how often."""
 _EXTRA_HOURS = {"local": 1, "trainjob": 24}
@@ -112,15 +114,18 @@ def processes(config: RunConfig) -> int:
     return max(config.distributed.procs_per_node, config.canary.procs_per_node)
 
 
-def describe(config: RunConfig, pipeline: Pipeline, commit: str | None) -> str:
-    """What the UI shows beside a run's name."""
+def describe(config: RunConfig, pipeline: Pipeline, commit: str | None, *more: str) -> str:
+    """What the UI shows beside a run's name, each digest shortened as on the labels of its pods; `more` are lines.
+
+    Long names are cut, so that nothing else is lost.
+    """
     digests = config_digests(config)
-    lines = [
-        f"convergate {pipeline} of {config.experiment}, model {config.promotion.model}, team {config.owner.team}",
-        f"config {digests.training}",
-        f"policy {digests.policy}",
-    ]
-    return "\n".join([*lines, f"commit {commit}"] if commit else lines)
+    lines = [f"config {digests.training[:16]}", f"policy {digests.policy[:16]}", *more]
+    if commit:
+        lines.append(f"commit {commit[:12]}")
+    names = f"convergate {pipeline} of {config.experiment}, model {config.promotion.model}, team {config.owner.team}"
+    room = DESCRIPTION_CHARACTERS - sum(len(line) + 1 for line in lines)
+    return "\n".join([names if len(names) <= room else f"{names[: room - 1]}…", *lines])
 
 
 def run_url(host: str, run_id: str) -> str:
@@ -130,11 +135,14 @@ def run_url(host: str, run_id: str) -> str:
 
 
 def _create_once(api: PipelinesApi, wanted: Any) -> str | None:
-    """Make a run; after an answer that was lost, find it rather than make another, and try twice at most."""
+    """Make a run; after an answer that was lost, find it rather than make another, and try twice at most.
+
+    500 is no lost answer but the server's own, and may come after the Workflow was made: there is no second try then.
+    """
     try:
         return _create(api, wanted)
     except PipelinesError as error:
-        if not error.transient:
+        if not error.transient or error.status == INTERNAL_ERROR:
             raise
     found = _appears(api, wanted)
     if found is not None:

@@ -8,7 +8,7 @@ data (1).
 import contextlib
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from time import monotonic, sleep
 from types import FrameType
@@ -31,6 +31,7 @@ STEPS = (
     *("promote", "passed", "stop", "stop-undecided", "close-run"),
 )
 """In the DAG's order."""
+_LAST = "close-run"
 _VERDICTS = ("gate", "train", "canary", "validate-data", "validate-config")
 """Steps whose verdict may stop a run, the last one first."""
 _GREEN = ("promote", "passed")
@@ -94,7 +95,8 @@ def wait_for(
     """
     with _interruptible(run):
         ended = _follow(api, run, on_states, seconds)
-    states = step_states(ended)
+        states = _last_states(api, ended)
+    on_states(states)
     page = _documents(config, text, run.run_id)
     code, reason = verdict_of_steps(str(ended.state), states, cancelled=_was_cancelled(ended))
     sentence = reason
@@ -117,12 +119,28 @@ def wait_for(
 def step_states(run: Any) -> States:
     """The states of our steps among the tasks of a run: KFP lists drivers, branches and retries beside them."""
     details = run.run_details.task_details if run.run_details is not None else None
-    found: dict[str, str] = {}
-    for task in details or []:
-        step = _step(task.display_name or "")
-        if step in STEPS and task.state:
-            found[step] = str(task.state)
+    return _of_steps((task.display_name or "", str(task.state or "")) for task in details or [])
+
+
+def _of_steps(tasks: Iterable[tuple[str, str]]) -> States:
+    found = {_step(name): state for name, state in tasks if state}
     return {step: found[step] for step in STEPS if step in found}
+
+
+def _last_states(api: PipelinesApi, ended: Any) -> States:
+    """The states of the steps of a run that has ended, whose last step is to close it.
+
+    The server tells a run's end a moment before that of its tasks. Those of a large run it does not follow to their
+    end at all, since Argo keeps them compressed: then they are read from the Workflow.
+    """
+    states = step_states(ended)
+    if states and states.get(_LAST) not in _FINAL:
+        sleep(POLL_SECONDS)
+        with contextlib.suppress(PipelinesError):
+            states = step_states(api.run(ended.run_id))
+            if states.get(_LAST) not in _FINAL:
+                states = _of_steps(api.nodes(ended.run_id)) or states
+    return states
 
 
 def verdict_of_steps(state: str, states: States, *, cancelled: bool = False) -> tuple[ExitCode, str]:

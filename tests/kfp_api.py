@@ -1,33 +1,33 @@
 """A stand-in for the API of Kubeflow Pipelines over real HTTP: keeps what it is sent, checks tokens, fails to order.
 
-It refuses what the real one refuses: a pipeline with a field that its messages have not, a namespace on a server for
-one user, none on one for many, a second experiment of a name, a cron expression with too few fields.
+It refuses what the real one refuses: a pipeline with a field that its messages have not, no namespace on a server for
+many users (and any on one for one user, which the real one overlooks), a second experiment of a name, a cron expression
+with too few fields, a description that its database has no room for. A schedule that is deleted takes its runs with it.
 """
 
+import base64
+import gzip
 import json
 import re
-import ssl
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.protobuf import json_format
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec import pipeline_spec_pb2
+from tls import certified
 
 Node = dict[str, Any]
+GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13, 503: 14}
+"""The code of gRPC that stands in the body of an answer beside the HTTP one."""
+DESCRIPTION_CHARACTERS = 255
 DROP, DROP_AFTER, LATE, LOGIN_PAGE = "drop", "drop after it was done", "drop, and done a look later", "login page"
 
 
@@ -65,15 +65,22 @@ class KfpApi:
     faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     looks: int = 0
+    nodes: dict[str, Node] = field(default_factory=dict)
+    """Of the Workflow of a run: its states where those of the tasks are no longer told."""
     in_flight: list[tuple[str, str, Node]] = field(default_factory=list)
     """Calls that nobody waits for any more, done after the next look at their path."""
     log: list[tuple[str, str]] = field(default_factory=list)
     """What was done to recurring runs, in order."""
+    lost: list[Node] = field(default_factory=list)
+    """Runs that went on when their recurring run was deleted, and did not after that."""
 
     def handle(self, method: str, path: str, query: dict[str, str], body: Node) -> Node:
         """The answer of the API itself."""
         if path == "/apis/v2beta1/healthz":
             return {"multi_user": True} if self.namespace else {}
+        if path.startswith("/apis/v1beta1/runs/"):
+            packed = base64.b64encode(gzip.compress(json.dumps(self.nodes).encode())).decode()
+            return {"pipeline_runtime": {"workflow_manifest": json.dumps({"status": {"compressedNodes": packed}})}}
         match = re.fullmatch(r"/apis/v2beta1/(experiments|runs|recurringruns)(/([^:]+))?(:(\w+))?", path)
         if match is None:
             raise RefusedError(404, "Not Found")
@@ -137,20 +144,26 @@ class KfpApi:
         self.log.append((verb or method.lower(), identity))
         if method == "DELETE":
             self.recurring_runs.remove(found)
+            self.lost += [run for run in self.runs if run.get("recurring_run_id") == identity and _goes_on(run)]
         else:
             found["status"] = {"enable": "ENABLED", "disable": "DISABLED"}[str(verb)]
         return {}
 
 
 def steps(state: str = "RUNNING", **states: str) -> Node:
-    """What a run is, as KFP tells it: drivers, branches and pods of steps beside the steps."""
-    details = [("root-driver", "SUCCEEDED"), ("root", "RUNNING"), ("exit-handler-1", "RUNNING")]
+    """What a run is, as KFP tells it: drivers, branches, attempts and pods of steps beside the steps, in no order.
+
+    What was left out has no state.
+    """
+    details = [("root-driver", "SUCCEEDED"), ("root", "RUNNING"), ("root(0)", "RUNNING"), ("exit-handler-1", "RUNNING")]
     for name, at in states.items():
         step = name.replace("_", "-")
-        details += [(f"{step}-driver", "SUCCEEDED"), (step, at), ("executor", at), ("executor(0)", at)]
-        details += [("condition-2", "SKIPPED"), ("stop-2-driver", "RUNTIME_STATE_UNSPECIFIED")]
+        details += [(f"{step}-driver", "SUCCEEDED"), (f"{step}-driver(0)", "SUCCEEDED"), (f"{step}(0)", at), (step, at)]
+        details += [("executor", at), ("executor(0)", at), ("condition-2", "SKIPPED"), ("stop-2-driver", "")]
     tasks = [{"task_id": str(number), "display_name": name, "state": at} for number, (name, at) in enumerate(details)]
-    return {"state": state, "run_details": {"task_details": tasks}}
+    return {"state": state, "run_details": {"task_details": [
+        {key: value for key, value in task.items() if value} for task in reversed(tasks)
+    ]}}  # fmt: skip
 
 
 @contextmanager
@@ -164,7 +177,7 @@ def kfp_api(*, certificate: Path | None = None, **settings: Any) -> Iterator[Kfp
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     if certificate is not None:
-        server.socket = _tls(certificate).wrap_socket(server.socket, server_side=True)
+        server.socket = certified(certificate).wrap_socket(server.socket, server_side=True)
     api.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -176,37 +189,25 @@ def kfp_api(*, certificate: Path | None = None, **settings: Any) -> Iterator[Kfp
         thread.join()
 
 
-def _tls(certificate: Path) -> ssl.SSLContext:
-    """For 127.0.0.1, signed by itself."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kfp")])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-    made = builder.not_valid_after(now + timedelta(days=1)).add_extension(address, critical=False)
-    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    certificate.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    secret = certificate.with_suffix(".key")
-    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, secret)
-    return context
-
-
 def _listed(nodes: list[Node], query: dict[str, str]) -> list[Node]:
-    """Those of an experiment and a display name, in one page."""
-    found = nodes
+    """Those of an experiment that a filter lets through, in one page."""
+    found = nodes[::-1] if query.get("sort_by") == "created_at desc" else nodes
     if experiment := query.get("experiment_id"):
         found = [node for node in found if node["experiment_id"] == experiment]
     for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
-        assert (predicate["operation"], predicate["key"]) == ("EQUALS", "display_name")
-        found = [node for node in found if node["display_name"] == predicate["string_value"]]
+        operation, key = predicate["operation"], predicate["key"]
+        assert (operation, key) in {("EQUALS", "display_name"), ("EQUALS", "recurring_run_id"), ("NOT_EQUALS", "state")}
+        is_wanted = operation == "EQUALS"
+        found = [node for node in found if (node.get(key) == predicate["string_value"]) == is_wanted]
     return found
 
 
+def _goes_on(run: Node) -> bool:
+    return run.get("state") not in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+
+
 def _check(body: Node) -> None:
-    """The pipeline is read strictly, as the server reads it, and its required inputs are there."""
+    """The pipeline is read strictly, as the server reads it, its inputs are there, and the database has room."""
     try:
         spec = json_format.ParseDict(body["pipeline_spec"]["pipeline_spec"], pipeline_spec_pb2.PipelineSpec())
         platform = body["pipeline_spec"]["platform_spec"]
@@ -214,7 +215,11 @@ def _check(body: Node) -> None:
         for pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
             json_format.ParseDict(pod, KubernetesExecutorConfig())
     except json_format.ParseError as error:
-        raise RefusedError(400, f"Invalid input error: {error}") from error
+        raise RefusedError(500, f"InternalServerError: pipeline spec is invalid: {error}") from error
+    if len(body["description"]) > DESCRIPTION_CHARACTERS:
+        raise RefusedError(
+            500, "InternalServerError: Error 1406 (22001): Data too long for column 'Description' at row 1"
+        )
     parameters = body["runtime_config"]["parameters"]
     inputs = spec.root.input_definitions.parameters
     missing = [name for name, one in inputs.items() if not one.is_optional and name not in parameters]
@@ -264,7 +269,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = 200, self.state.handle(method, parts.path, query, body)
             self.state.catch_up(method, parts.path)
         except RefusedError as refused:
-            status, answer = refused.status, {"error": str(refused), "code": 3, "message": str(refused)}
+            code, detail = GRPC.get(refused.status, 2), {"@type": "type.googleapis.com/google.rpc.Status"}
+            detail |= {"code": code, "message": str(refused).rpartition("Error: ")[2]}
+            status, answer = refused.status, {"code": code, "message": str(refused), "details": [detail]}
         if fault == DROP_AFTER:
             self.close_connection = True
             return

@@ -27,9 +27,9 @@ class TestSubmission:
         plan = make_plan(make_config())
         assert run["description"].splitlines() == [
             "convergate retrain of digits, model digits, team vision",
-            f"config {plan.training_digest}",
-            f"policy {plan.policy_digest}",
-            "commit 0123456789abcdef0123456789abcdef01234567",
+            f"config {plan.training_digest[:16]}",
+            f"policy {plan.policy_digest[:16]}",
+            "commit 0123456789ab",
         ]
         platform = run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         for executor in platform.values():
@@ -136,6 +136,28 @@ class TestSubmission:
         assert api.runs == []
         assert convergate("canary", *to(api, "--train-hours", "99")).code == 0
 
+    def test_long_names_are_cut_where_the_server_would_refuse_the_run(
+        self, convergate: Convergate, api: KfpApi, tmp_path: Path
+    ) -> None:
+        text = config_text().replace("experiment: digits", f"experiment: {'e' * 63}")
+        (tmp_path / "run.yaml").write_text(text.replace("team: vision", f"team: {'t' * 99}"))
+        for command, kind in (("retrain", "runs"), ("recurring", "recurring_runs")):
+            arguments = to(api) if command == "retrain" else ["run.yaml", "--cron", "0 2 * * *", *to(api)[1:]]
+            answer = convergate(command, *arguments)
+            assert (answer.code, answer.err) == (0, "")
+            (run,) = getattr(api, kind)
+            first, *others = run["description"].splitlines()
+            assert first.startswith(f"convergate retrain of {'e' * 63}, model digits, team ttt")
+            assert first.endswith("t…")
+            assert [line.partition(" ")[0] for line in others][:2] == ["config", "policy"]
+            assert len(run["description"]) == 255
+
+    def test_an_error_of_the_servers_own_is_no_lost_call(self, convergate: Convergate, api: KfpApi) -> None:
+        """It may have made the Workflow before: a second call would be a second training."""
+        api.faults = [Fault("POST", "/runs$", 500)]
+        assert convergate("retrain", *to(api)).code == 4
+        assert [call for call in api.calls if call.endswith("/runs")] == ["POST /apis/v2beta1/runs"]
+
     def test_a_call_that_was_lost_is_made_again(self, convergate: Convergate, api: KfpApi) -> None:
         api.faults = [Fault("POST", "/runs$", kfp_api.DROP), Fault("GET", "/experiments$", 503, times=2)]
         assert convergate("retrain", *to(api)).code == 0
@@ -148,7 +170,8 @@ class TestFailures:
         [
             (Fault("POST", "/runs$", 401), "401 ordered for the test; you sent Bearer [token] → a fresh token"),
             (Fault("POST", "/runs$", 403), "403 ordered for the test; you sent Bearer [token] → a right in that"),
-            (Fault("POST", "/runs$", 500, times=9), "500 ordered for the test; you sent Bearer [token] → try again"),
+            (Fault("POST", "/runs$", 500, times=9), "500 ordered for the test; you sent Bearer [token] → mend what"),
+            (Fault("POST", "/runs$", 503, times=9), "503 ordered for the test; you sent Bearer [token] → try again"),
             (Fault("GET", "/healthz$", 404), "→ check --host: behind Kubeflow's gateway it ends in /pipeline"),
             (Fault("GET", "/healthz$", kfp_api.LOGIN_PAGE), "what answers is not its API, or a login page → check"),
             (Fault("POST", "/runs$", kfp_api.DROP, times=9), "→ check --host and the network"),

@@ -46,7 +46,7 @@ def test_it_is_created_shown_paused_resumed_and_deleted(convergate: Convergate, 
     shown = convergate("recurring", "run.yaml", "--show", "--json").json
     assert shown["schedules"][0]["recurring_run_id"] == run["recurring_run_id"]
     assert convergate("recurring", "run.yaml", "--delete").code == 0
-    assert [what for what, _ in api.log] == ["create", "disable", "enable", "delete"]
+    assert [what for what, _ in api.log] == ["create", "disable", "enable", "disable", "delete"]
     missing = convergate("recurring", "run.yaml", "--show")
     assert (missing.code, missing.error) == (
         2, f"{NAME}: no such recurring run → convergate recurring --cron …",
@@ -78,7 +78,7 @@ def test_a_new_one_stands_before_the_old_one_goes(
         more = (*NIGHTLY, "--gpus", "0")
     assert convergate("recurring", "run.yaml", *more).out.endswith("on  replaced\n")
     first, second = [identity for what, identity in api.log if what == "create"]
-    assert api.log == [("create", first), ("create", second), ("delete", first)]
+    assert api.log == [("create", first), ("create", second), ("disable", first), ("delete", first)]
     assert [run["recurring_run_id"] for run in api.recurring_runs] == [second]
 
 
@@ -108,6 +108,35 @@ def test_a_new_one_is_paused_where_the_old_one_was(convergate: Convergate, api: 
     (tmp_path / "run.yaml").write_text(config_text(more="seed: 19\n"))
     told = convergate("recurring", "run.yaml", *NIGHTLY, "--json").json
     assert (told["change"], told["schedules"][0]["enabled"]) == ("replaced", False)
+
+
+def test_a_schedule_is_not_deleted_while_a_run_of_it_goes_on(
+    convergate: Convergate, api: KfpApi, tmp_path: Path
+) -> None:
+    """The cluster would take the run away with it, in the middle of its training."""
+    convergate("recurring", "run.yaml", *NIGHTLY)
+    (first,) = api.recurring_runs
+    api.runs.append({key: first[key] for key in ("recurring_run_id", "experiment_id")})
+    kept = f"{NAME}  0 0 2 * * *  paused  kept while a run of it goes on → then --delete, or --cron\n"
+    assert convergate("recurring", "run.yaml", "--delete").out == kept
+    assert convergate("recurring", "run.yaml", "--resume").out.endswith("on  resumed\n")
+
+    (tmp_path / "run.yaml").write_text(config_text(more="seed: 18\n"))
+    assert convergate("recurring", "run.yaml", *NIGHTLY).out == f"{NAME}  0 0 2 * * *  on  replaced\n{kept}"
+    assert [run["status"] for run in api.recurring_runs] == ["DISABLED", "ENABLED"]
+    shown = convergate("recurring", "run.yaml", "--show", "--json").json
+    assert [one["enabled"] for one in (*shown["schedules"], *shown["kept"])] == [True, False]
+    for action in ("pause", "resume"):
+        assert convergate("recurring", "run.yaml", f"--{action}").code == 0
+    assert [run["status"] for run in api.recurring_runs] == ["DISABLED", "ENABLED"]
+
+    (tmp_path / "run.yaml").write_text(config_text())
+    assert "on  replaced\n" in convergate("recurring", "run.yaml", *NIGHTLY).out
+    assert [run["status"] for run in api.recurring_runs] == ["DISABLED", "ENABLED"]
+    assert api.lost == []
+    api.runs[0]["state"] = "FAILED"
+    assert convergate("recurring", "run.yaml", *NIGHTLY).out == f"{NAME}  0 0 2 * * *  on  unchanged\n"
+    assert [run["status"] for run in api.recurring_runs] == ["ENABLED"]
 
 
 @pytest.mark.parametrize("fault", [kfp_api.DROP_AFTER, 404])

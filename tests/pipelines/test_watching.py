@@ -59,5 +59,31 @@ def test_the_steps_alone_tell_the_exit_code(api: KfpApi, ended: kfp_api.Node, co
     assert outcome.steps["close-run"] == "SUCCEEDED"
 
 
+@pytest.mark.parametrize(
+    ("state", "last", "code"), [("SUCCEEDED", {"promote": "Succeeded"}, 0), ("FAILED", {"stop-2": "Failed"}, 1)]
+)
+def test_the_states_of_a_large_run_are_in_its_workflow(
+    api: KfpApi, state: str, last: dict[str, str], code: int
+) -> None:
+    """KFP updates no task any more once Argo keeps them compressed, beyond 1 MiB."""
+    phases = {"open-run": "Succeeded", "gate": "Succeeded", "condition-8": "Omitted", **last, "close-run": "Succeeded"}
+    api.nodes = {f"n-{name}": {"displayName": name, "phase": phase} for name, phase in phases.items()}
+    api.script = [steps("RUNNING", **TRAINED, gate="RUNNING"), steps(state, **TRAINED, gate="RUNNING")]
+    seen: list[States] = []
+    run = SubmittedRun("run-1", "http://kfp/#/runs/details/run-1")
+    outcome = wait_for(PipelinesApi(api.url), run, make_config(), config_text(), seen.append, seconds=60)
+    assert (outcome.exit_code, outcome.steps["gate"], outcome.steps["close-run"]) == (code, "SUCCEEDED", "SUCCEEDED")
+    assert seen[-1] == outcome.steps
+
+
+def test_the_steps_of_a_run_end_a_moment_after_it(api: KfpApi) -> None:
+    done = {**TRAINED, "gate": "SUCCEEDED", "promote": "SUCCEEDED"}
+    api.script = [steps("SUCCEEDED", **done, close_run="RUNNING"), steps("SUCCEEDED", **done, close_run="SUCCEEDED")]
+    run = SubmittedRun("run-1", "http://kfp/#/runs/details/run-1")
+    outcome = wait_for(PipelinesApi(api.url), run, make_config(), config_text(), lambda _: None, seconds=60)
+    assert (outcome.exit_code, outcome.steps["close-run"]) == (0, "SUCCEEDED")
+    assert api.calls == ["GET /apis/v2beta1/runs/run-1"] * 2
+
+
 def test_every_step_is_known() -> None:
     assert {step.replace("_", "-") for kind in ACCESS.values() for step in kind.steps} <= set(STEPS)
