@@ -145,7 +145,7 @@ def _failed(job: Job, config: RunConfig, plan: RunPlan, error: LaunchError) -> T
     failures: dict[ExitCode, Literal["user", "outside"]] = {ExitCode.USAGE: "user", ExitCode.OUTSIDE: "outside"}
     return TrainingResult(
         run_id=plan.run_id,
-        summary=f"failed: {reason}",
+        summary=reason,
         verdict="FAIL",
         reason=reason,
         status="failed",

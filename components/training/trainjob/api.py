@@ -100,21 +100,35 @@ class Cluster:
         answer: Json = self._request("POST", path, strictly, body, sending=sending)
         return answer
 
-    def delete(self, path: str, uid: str | None = None) -> None:
-        """Delete an object and what it owns, what it owns first; none there, or another one by now, is fine.
+    def delete(self, path: str, uid: str | None = None, *, ended: bool = False) -> None:
+        """Delete a TrainJob and what it owns; none there, or another one by now, is fine.
+
+        One that runs goes first, and its pods end after it: while it waits for them, Trainer takes it for one that has
+        lost its JobSet, and starts all pods anew. One that has ended goes last: Trainer leaves it alone, and would read
+        the end of what it leaves behind as that of the next one of its name.
+
+        Args:
+            path: of the TrainJob.
+            uid: its uid, where it is known.
+            ended: whether it is complete or failed.
 
         Raises:
             ApiError: when the server refuses, or is away for too long.
         """
-        options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        policy = "Foreground" if ended else "Background"
+        options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         self._request("DELETE", path, {}, options, fine=(404, 409))
 
-    def log(self, pod: str, container: str, **query: object) -> str:
-        """The end of a container's log, each line after its time; bounded, since it never follows."""
-        bounds = {"container": container, "timestamps": "true", "limitBytes": _LOG_BYTES}
-        return str(self._request("GET", f"{self.core('pods', pod)}/log", bounds | query, None, text=True))
+    def log(self, pod: str, container: str, *, patience: float = 0.0, **query: object) -> str:
+        """The end of a container's log, each line after its time; bounded, since it never follows.
+
+        The server asks the pod's node, which may be dead: a log is worth `patience` seconds of tries, one by default.
+        """
+        path, bounds = f"{self.core('pods', pod)}/log", {"container": container, "timestamps": "true"}
+        query = {**bounds, "limitBytes": _LOG_BYTES, **query}
+        return str(self._request("GET", path, query, None, text=True, patience=patience))
 
     def runtime_kind(self, name: str) -> str:
         """The kind of a runtime for torch: the namespace's own, else the cluster's (the SDK's rule).
@@ -135,6 +149,7 @@ class Cluster:
         text: bool = False,
         fine: tuple[int, ...] = (),
         sending: Callable[[], AbstractContextManager[None]] = nullcontext,
+        patience: float | None = None,
     ) -> Any:
         accepted = "*/*" if text else "application/json"
 
@@ -155,10 +170,17 @@ class Cluster:
 
         verb = {"GET": "read", "POST": "create", "DELETE": "delete"}[method]
         name = path.removeprefix(TRAINER).removeprefix("/api/v1").removeprefix(f"/namespaces/{self.namespace}")
-        return self._repeated(f"{verb} {name.strip('/')}", path, send, fine)
+        return self._repeated(f"{verb} {name.strip('/')}", path, send, fine, patience)
 
-    def _repeated(self, action: str, path: str, send: Callable[[], Answer], fine: tuple[int, ...] = ()) -> Any:
-        """Send until there is an answer that counts."""
+    def _repeated(
+        self,
+        action: str,
+        path: str,
+        send: Callable[[], Answer],
+        fine: tuple[int, ...] = (),
+        patience: float | None = None,
+    ) -> Any:
+        """Send until there is an answer that counts, for `patience` seconds; by default as long as for an outage."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -177,7 +199,7 @@ class Cluster:
                     self._say_back(tries, began)
                     raise self._final(action, path, error) from raised
                 cause = f"{status} {reason_of(status, body)[1]}" if status else type(error).__name__
-                self._wait(action, cause, began, tries, _retry_after(error))
+                self._wait(action, cause, began, tries, _retry_after(error), patience)
                 tries += 1
             else:
                 self._known = True
@@ -197,10 +219,12 @@ class Cluster:
             return OutageError(f"cannot {action}: {self.host}: {cause} → check the certificate authority in KUBECONFIG")
         return refusal(action, path, error.status, error.body)
 
-    def _wait(self, action: str, cause: str, began: float, tries: int, asked: float) -> None:
+    def _wait(self, action: str, cause: str, began: float, tries: int, asked: float, patience: float | None) -> None:
         """Wait before the next try, or give up."""
         pause = min(self.pace.longest_retry, max(asked, self.pace.first_retry * 2**tries))
         passed = monotonic() - began
+        if patience is not None and passed + pause > patience:
+            raise OutageError(f"cannot {action}: {cause}")
         if passed + pause > self.pace.outage:
             raise OutageError(
                 f"cannot {action}: {self.host} gave no good answer for {passed:.0f} s ({cause})"

@@ -28,7 +28,7 @@ def find(cluster: Cluster, name: str) -> Json | None:
 def delete_and_wait(
     cluster: Cluster, name: str, uid: str | None, pods_seconds: float, on_line: Callable[[str], None]
 ) -> None:
-    """Delete a TrainJob, at once, then wait until its pods are gone; a second signal ends the wait. Never raises.
+    """Delete a TrainJob, at once, then wait until its pods are gone; a signal ends the wait. Never raises.
 
     Args:
         cluster: where it is.
@@ -37,15 +37,17 @@ def delete_and_wait(
         pods_seconds: how long its pods may take to end.
         on_line: told where it could not be deleted, or has not gone.
     """
-    by_hand = f"kubectl delete trainjob {name} -n {cluster.namespace}"
+    by_hand, deleted = f"kubectl delete trainjob {name} -n {cluster.namespace}", False
     try:
         cluster.delete(cluster.trainjobs(name), uid)
+        deleted = True
         if not wait_until_gone(cluster, name, uid, pods_seconds):
             on_line(f"TrainJob {name} is deleted, and its pods have not gone yet → kubectl get pods")
     except ApiError as error:
         on_line(f"TrainJob {name} could not be deleted: {error}; its owner's end deletes it, or {by_hand}")
     except SignalledError:
-        on_line(f"interrupted again: TrainJob {name} may still be ending → {by_hand}")
+        still = "is deleted, and its pods may still be ending → kubectl get pods"
+        on_line(f"interrupted again: TrainJob {name} {still if deleted else f'may still be running → {by_hand}'}")
 
 
 def wait_until_gone(cluster: Cluster, name: str, uid: str | None, pods_seconds: float) -> bool:
@@ -53,13 +55,17 @@ def wait_until_gone(cluster: Cluster, name: str, uid: str | None, pods_seconds: 
     deadline = monotonic() + pods_seconds + cluster.pace.ending
     while True:
         found = find(cluster, name)
-        if found is None or (uid is not None and found["metadata"]["uid"] != uid):
-            selector = SELECTOR.format(name=name)
-            if not cluster.get(cluster.core("pods"), labelSelector=selector, limit=1)["items"]:
-                return True
+        other = found is not None and uid is not None and found["metadata"]["uid"] != uid
+        if (found is None or other) and not has_pods(cluster, name):
+            return True
         if monotonic() > deadline:
             return False
         sleep(min(cluster.pace.poll, 1.0))
+
+
+def has_pods(cluster: Cluster, name: str) -> bool:
+    """Whether there are pods of a TrainJob of this name; they may outlive it by what they take to save."""
+    return bool(cluster.get(cluster.core("pods"), labelSelector=SELECTOR.format(name=name), limit=1)["items"])
 
 
 def delete_leftovers(run_id: str, on_line: Callable[[str], None] = print, pace: Pace | None = None) -> None:

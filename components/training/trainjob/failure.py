@@ -115,7 +115,7 @@ def _words(cluster: Cluster, failure: PodFailure) -> str:
 def _last_error(cluster: Cluster, pod: str) -> str:
     """The first line of the log's end that names an error, else its last one."""
     try:
-        stamped = cluster.log(pod, NODE, tailLines=_ERROR_TAIL_LINES).splitlines()
+        stamped = cluster.log(pod, NODE, patience=cluster.pace.read, tailLines=_ERROR_TAIL_LINES).splitlines()
     except ApiError:
         return ""
     lines = [line.partition(" ")[2].rstrip() for line in stamped]

@@ -5,12 +5,26 @@ from time import monotonic, sleep
 
 from ...errors import ExitCode
 from ..launch import LaunchError
-from .answers import DeniedError, InvalidError, MissingError
+from .answers import ApiError, DeniedError, InvalidError, MissingError
 from .api import Cluster, Json
 from .failure import PodFailure, explain, failures
 from .logs import LogReader
 from .objects import MANAGER
-from .status import SELECTOR, STUCK, current, failed, has_log, headline, index, is_complete, lost, stuck, warnings
+from .status import (
+    DEAD_NODE,
+    SELECTOR,
+    STUCK,
+    current,
+    failed,
+    has_log,
+    headline,
+    index,
+    is_complete,
+    lost,
+    newest,
+    stuck,
+    warnings,
+)
 from .usage import Usage
 
 _EVENTS_LIMIT = 500
@@ -41,6 +55,8 @@ class Follower:
         self._all_ran = False
         self._failures: dict[str, PodFailure] = {}
         self._stuck_since: float | None = None
+        self._leaving: dict[str, float] = {}
+        """Since when a pod, by its uid, was seen to leave."""
         self.usage = Usage()
         """What its pods have cost so far."""
 
@@ -91,14 +107,30 @@ class Follower:
     def _tell(self, job: Json, pods: list[Json]) -> None:
         for pod in pods:
             if (why := lost(pod)) and why not in self._told:
-                self._say_once(f"{why}; JobSet starts the job again")
+                self._say_once(f"{why}; it is made anew once it has ended")
                 self._told.add(why)
+        self._tell_what_does_not_leave(pods)
         line = headline(job, pods, self._nodes)
         if line != self._headline:
             self._headline = line
             self._on_line(line)
         if len(current(pods)) < self._nodes or any(not has_log(pod) for pod in current(pods)):
             self._show_warnings()
+
+    def _tell_what_does_not_leave(self, pods: list[Json]) -> None:
+        """A Job makes a pod anew once its node has told that it ended: a dead one never does."""
+        for pod in newest(pods):
+            metadata = pod["metadata"]
+            if not metadata.get("deletionTimestamp"):
+                continue
+            since = self._leaving.setdefault(metadata["uid"], monotonic())
+            allowed = float(metadata.get("deletionGracePeriodSeconds") or 0) + self._cluster.pace.ending
+            if monotonic() - since > allowed:
+                node = pod["spec"].get("nodeName") or "unknown"
+                self._say_once(
+                    f"pod {metadata['name']} was deleted, and node {node} does not tell that it ended: it is not made"
+                    f" anew before → {DEAD_NODE.format(node=node)}"
+                )
 
     def _show_warnings(self) -> None:
         try:
@@ -113,7 +145,7 @@ class Follower:
 
     def _show_log(self, pods: list[Json]) -> None:
         """The lines of rank 0. That they cannot be read is no reason to end: the job's conditions tell its end."""
-        first = next((pod for pod in current(pods) if index(pod) == 0 and has_log(pod)), None)
+        first = next((pod for pod in newest(pods) if index(pod) == 0 and has_log(pod)), None)
         if first is None:
             return
         try:
@@ -122,6 +154,10 @@ class Follower:
             self._say_once(f"no log is shown: {error}")
         except (MissingError, InvalidError):  # the pod went, or its container is being replaced
             return
+        except ApiError as error:  # its node does not answer; whether the server does, the next look tells
+            if (uid := first["metadata"]["uid"]) not in self._told:
+                self._told.add(uid)
+                self._on_line(f"no log is shown for now: {error}")
         else:
             for line in lines:
                 self._on_line(line)

@@ -21,6 +21,11 @@ class Hold:
     def __init__(self) -> None:
         self._on = False
         self._signum: int | None = None
+        self._ending = False
+
+    def end(self) -> None:
+        """From now on only SIGINT is raised, that of a person who won't wait: Argo tells a step to end twice."""
+        self._ending = True
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -35,6 +40,8 @@ class Hold:
 
     def receive(self, signum: int, _frame: FrameType | None = None) -> None:
         """Handle a signal: now, or when the request is answered."""
+        if self._ending and signum == signal.SIGTERM:
+            return
         if not self._on:
             raise SignalledError(signum)
         self._signum = signum

@@ -10,7 +10,7 @@ from ..job import Job, Phase
 from ..launch import InterruptedRunError, LaunchError
 from .answers import ApiError, ExistsError
 from .api import Cluster, Json, own_namespace
-from .deleting import delete_and_wait, find, wait_until_gone
+from .deleting import delete_and_wait, find, has_pods, wait_until_gone
 from .following import Follower, StuckError
 from .interrupts import Hold, SignalledError, raising_signals
 from .objects import (
@@ -26,7 +26,7 @@ from .objects import (
 from .own_pod import find_origin
 from .pace import Pace
 from .runtime import Runtime, find_runtime
-from .status import failed, is_complete
+from .status import DEAD_NODE, failed, is_complete
 
 _LOOKS = 5
 """How often a TrainJob that comes and goes meanwhile is looked up again."""
@@ -160,6 +160,7 @@ class _Launch:
             self.on_line(line)
 
     def _delete(self) -> None:
+        self.hold.end()
         delete_and_wait(self.cluster, self.name, self.uid, self._pods_seconds, self.on_line)
 
     @property
@@ -185,6 +186,9 @@ class _Launch:
         for _ in range(_LOOKS):
             found = find(cluster, name)
             if found is None:
+                if has_pods(cluster, name):
+                    self.on_line(f"pods of an earlier TrainJob {name} are ending: waiting until they are gone")
+                    self._wait_until_gone(None)
                 # A create that is on its way when a signal comes must not arrive after the delete.
                 with contextlib.suppress(ExistsError):
                     self.uid = str(cluster.create(cluster.trainjobs(), wanted, sending=self.hold)["metadata"]["uid"])
@@ -203,10 +207,16 @@ class _Launch:
             else:
                 why = "failed in an earlier try" if same else "was asked for another config or other jobs"
                 self.on_line(f"TrainJob {name} {why}: it is deleted, and started anew")
-                cluster.delete(cluster.trainjobs(name), found["metadata"]["uid"])
-            if not wait_until_gone(cluster, name, found["metadata"]["uid"], self._pods_seconds):
-                raise OutsideError(f"TrainJob {name} was deleted and does not go → kubectl describe trainjob {name}")
+                ended = is_complete(found) or failed(found) is not None
+                cluster.delete(cluster.trainjobs(name), found["metadata"]["uid"], ended=ended)
+            self._wait_until_gone(found["metadata"]["uid"])
         raise OutsideError(f"TrainJob {name} keeps coming and going → see who else creates it: kubectl get trainjob -w")
+
+    def _wait_until_gone(self, uid: str | None) -> None:
+        if not wait_until_gone(self.cluster, self.name, uid, self._pods_seconds):
+            raise OutsideError(
+                f"TrainJob {self.name} was deleted, and it or its pods do not go → {DEAD_NODE.format(node='NODE')}"
+            )
 
 
 def _shown(error: BaseException) -> str:

@@ -39,7 +39,7 @@ class LogReader:
             ApiError: when the log cannot be read.
         """
         uid = pod["metadata"]["uid"]
-        query: dict[str, object] = {"tailLines": TAIL_LINES}
+        query: dict[str, int] = {"tailLines": TAIL_LINES}
         if uid != self._pod:
             self._pod, self._last, self._at_last = uid, ("", ""), set()
         else:

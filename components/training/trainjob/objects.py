@@ -21,7 +21,7 @@ from .api import Json
 
 NODE = "node"
 """The replicated job of the runtime, and its container: Trainer's names for what trains."""
-ENTRYPOINT = "convergate.components.training.node"
+ENTRYPOINT = ("convergate.components.process_one", "convergate.components.training.node")
 MANAGER = "convergate.io/launcher"
 """Who owns our patch of the runtime; the webhook wants a domain and a name, and each once in a TrainJob."""
 DIGEST_ANNOTATION = "convergate.io/launch-digest"
@@ -132,7 +132,7 @@ def trainjob(
 
     trainer: Json = {
         "image": image,
-        "command": ["python", "-m", ENTRYPOINT],
+        "command": ["python", "-m", *ENTRYPOINT],
         "args": arguments,
         "numNodes": nodes,
         "numProcPerNode": procs_per_node,

@@ -3,6 +3,7 @@
 `Running` is never relied on: a TrainJob has no such condition, and one that Kueue resumed keeps its old ones.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,13 @@ STUCK = {
     "RunContainerError": "kubectl describe pod",
 }
 """Why a container does not start, and the fix; none of these heals by waiting alone."""
+DEAD_NODE = (
+    "is the node dead? kubectl get pods -o wide; kubectl delete node {node}, or kubectl taint node {node}"
+    " node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+)
+"""What has a pod replaced whose node will never tell that it ended."""
+_NEW_POD = re.compile(r'(?<=")([^"]+-\d+-\d+)-[a-z0-9]{5}(?=")')
+"""A pod that could not be made, in an event's message: another name at each try."""
 _LOST_REASONS = ("NodeLost", "Evicted", "Preempting", "Shutdown", "Terminated", "NodeShutdown")
 """In a pod's `status.reason`: its node took it away."""
 
@@ -63,21 +71,24 @@ def index(pod: Mapping[str, Any]) -> int:
     return int({**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}.get(INDEX_LABEL) or 0)
 
 
-def current(pods: Sequence[Json]) -> list[Json]:
-    """The pods of the newest start, the newest for each place, by place; replaced and leaving ones are left out."""
-    newest = max(map(attempt, pods), default=0)
-    here = [pod for pod in pods if attempt(pod) == newest and not pod["metadata"].get("deletionTimestamp")]
+def newest(pods: Sequence[Json]) -> list[Json]:
+    """The pods of the newest start, the newest for each place, by place; replaced ones are left out."""
+    start = max(map(attempt, pods), default=0)
+    here = [pod for pod in pods if attempt(pod) == start]
     here.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
     return sorted({index(pod): pod for pod in here}.values(), key=index)
 
 
+def current(pods: Sequence[Json]) -> list[Json]:
+    """The newest pods but those that are leaving: no older one stands in for one that leaves."""
+    return [pod for pod in newest(pods) if not pod["metadata"].get("deletionTimestamp")]
+
+
 def headline(job: Mapping[str, Any], pods: Sequence[Json], nodes: int) -> str:
     """Where the job stands, in one line; another line is news."""
-    suspended = condition(job, "Suspended")
-    if suspended is not None or job["spec"].get("suspend"):
+    if condition(job, "Suspended") is not None or job["spec"].get("suspend"):
         queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
-        why = f" ({suspended['reason']}: {suspended['message']})" if suspended else ""
-        return f"waiting for quota: suspended{f', in queue {queue}' if queue else ''}{why}"
+        return f"waiting for quota: suspended{f', in queue {queue}' if queue else ''}"
     here = current(pods)
     pending = [pod for pod in here if _phase(pod) == "Pending"]
     restarts = max(map(attempt, pods), default=0)
@@ -96,10 +107,11 @@ def waiting_for(pod: Mapping[str, Any]) -> str:
     for one in pod["status"].get("conditions") or []:
         if one["type"] == "PodScheduled" and one["status"] == "False":
             return str(one.get("message") or one.get("reason") or "")
-    waiting = _waiting(pod)
-    if waiting is None:
-        return ""
-    return ": ".join(filter(None, [waiting.get("reason"), waiting.get("message")]))
+    waiting = _waiting(pod) or {}
+    reason = waiting.get("reason")
+    if reason in STUCK:  # told in full elsewhere; while a pull is tried again, its reason and message come and go
+        return "ImagePullBackOff" if reason == "ErrImagePull" else str(reason)
+    return ": ".join(filter(None, [reason, waiting.get("message")]))
 
 
 def stuck(pods: Sequence[Json]) -> Stuck | None:
@@ -141,13 +153,12 @@ def warnings(events: Iterable[Mapping[str, Any]], name: str) -> list[str]:
     """What the cluster warns of about a TrainJob, its JobSet, Jobs and pods, each once, oldest first."""
     mine = [one for one in events if f"{one['involvedObject'].get('name')}-".startswith(f"{name}-")]
     mine.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
-    lines = (
-        f"{one['involvedObject'].get('kind')} {one['involvedObject'].get('name')}: {one.get('reason')}:"
-        f" {' '.join(str(one.get('message') or '').split())}"
-        for one in mine
-        if one.get("type") == "Warning"
-    )
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(_warning(one) for one in mine if one.get("type") == "Warning"))
+
+
+def _warning(event: Mapping[str, Any]) -> str:
+    of, message = event["involvedObject"], " ".join(str(event.get("message") or "").split())
+    return f"{of.get('kind')} {of.get('name')}: {event.get('reason')}: {_NEW_POD.sub(lambda found: found[1], message)}"
 
 
 def _phase(pod: Mapping[str, Any]) -> str:

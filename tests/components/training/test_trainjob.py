@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import time
+from dataclasses import replace
+from datetime import datetime, tzinfo
 from typing import Any
 
 import pytest
-from convergate.components.errors import ExitCode, UserError
+from convergate.components.errors import ExitCode, OutsideError, UserError
 from convergate.components.training.job import Job
 from convergate.components.training.launch import LaunchError
 from convergate.components.training.trainjob import delete_leftovers, launch_trainjob, launcher
 from convergate.components.training.trainjob.objects import sha256
 from convergate.components.training.trainjob.pace import Pace
+from convergate.components.training.trainjob.usage import Usage
 from kubernetes_api import Play, nothing, scene, started
 
 CONFIG = "schema_version: 1\nexperiment: digits # ü\n"
@@ -58,7 +62,7 @@ def test_from_quota_to_its_end_with_what_rank_0_prints(cluster: scene.Cluster) -
     )
     assert launch() == [
         f"TrainJob {name} created in namespace kubeflow: 2 nodes × 2 processes, owned by Workflow retrain-1",
-        "waiting for quota: suspended (Suspended: TrainJob is suspended)",
+        "waiting for quota: suspended",
         "waiting for pods: 0 of 2 there",
         "2 of 2 pods pending: node 0: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
         "2 of 2 pods pending",
@@ -79,7 +83,8 @@ def test_each_pod_gets_image_config_jobs_labels_and_the_owner_from_the_first_mom
     (container,) = pod["spec"]["containers"]
     digest = sha256(CONFIG)
     assert container["image"] == scene.IMAGE
-    assert container["command"] == ["python", "-m", "convergate.components.training.node"]
+    process_one, node = "convergate.components.process_one", "convergate.components.training.node"
+    assert container["command"] == ["python", "-m", process_one, node]
     given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
     assert json.loads(given.pop("--jobs"))[0]["result_uri"] == JOB.result_uri
     assert given == {
@@ -205,7 +210,7 @@ def test_a_lost_node_is_told_and_waited_through(cluster: scene.Cluster) -> None:
     assert len(lost) == 1
     assert lost[0].startswith("node gpu-1 lost pod digits-1-train-")
     assert lost[0].endswith(
-        "DeletionByTaintManager: Taint manager: deleting due to NoExecute taint; JobSet starts the job again"
+        "DeletionByTaintManager: Taint manager: deleting due to NoExecute taint; it is made anew once it has ended"
     )
     assert [line for line in shown if "step" in line] == ["step 1", "resumed at step 1"]
     assert "2 of 2 pods running, restart 1" in shown
@@ -234,6 +239,91 @@ def test_what_it_costs_is_the_time_of_its_pods_and_not_that_in_the_queue(cluster
     assert node_seconds == pytest.approx(first + lost + second, abs=20)
 
 
+def test_a_pod_that_is_gone_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        minute = 0
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Clock":
+            return cls(2026, 1, 1, 12, cls.minute, tzinfo=tz)
+
+    monkeypatch.setattr("convergate.components.training.trainjob.usage.datetime", Clock)
+    state = {"running": {"startedAt": "2026-01-01T12:00:00Z"}}
+    pods = [
+        {"metadata": {"uid": place}, "status": {"containerStatuses": [{"name": "node", "state": state}]}}
+        for place in "01"
+    ]
+    usage = Usage()
+    usage.look(pods)
+    for Clock.minute in (10, 20, 30):  # evicted by Kueue: gone between two looks, and then the queue
+        usage.look([])
+    assert usage.node_seconds() == 2 * 600
+    usage.look(pods[:1])
+    Clock.minute = 50
+    assert usage.node_seconds() == 3000 + 600
+
+
+def test_a_pod_that_leaves_is_not_taken_for_the_one_before_it_and_its_last_lines_are_shown(
+    cluster: scene.Cluster,
+) -> None:
+    def first_fails(play: Play) -> None:
+        play.log(0, "step 1")
+        play.end(0, 4, "S3")
+        play.pods(0)
+        play.run(0)
+        play.log(0, "step 2")
+
+    def second_leaves(play: Play) -> None:
+        cluster.api.store.holds = lambda pod: True
+        cluster.delete_pod(play.pod(0))
+        play.log(0, "saved step 3")
+
+    def third(play: Play) -> None:
+        cluster.api.store.holds = lambda pod: False
+        play.pods(0)
+        play.run(0)
+
+    cluster.play(started, first_fails, second_leaves, nothing, third, Play.complete)
+    shown = launch()
+    assert shown[1:] == ["2 of 2 pods running", "step 2", "waiting for pods: 1 of 2 there", "saved step 3", shown[1]]
+
+
+def test_a_pod_whose_node_never_tells_that_it_ended_is_named_with_what_to_do(cluster: scene.Cluster) -> None:
+    def dies(play: Play) -> None:
+        cluster.api.store.holds = lambda pod: True
+        play.lose_node(1)
+        cluster.delete_pod(play.pod(1))
+
+    def is_deleted(play: Play) -> None:
+        cluster.api.store.holds = lambda pod: False
+
+    cluster.play(started, dies, *[lambda play: time.sleep(0.02)] * 10, is_deleted, Play.complete)
+    shown = launch(pace=replace(FAST, ending=0.1))
+    (told,) = [line for line in shown if "does not tell" in line]
+    assert told.startswith("pod digits-1-train-")
+    assert "kubectl taint node gpu-1 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in told
+
+
+def test_a_launch_waits_for_pods_that_an_earlier_one_left_saving(cluster: scene.Cluster) -> None:
+    cluster.play(started, nothing)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(
+            launcher, "delete_and_wait", lambda cluster, name, uid, *_: cluster.delete(cluster.trainjobs(name))
+        )
+        launch(on_line=lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if "running" in line else None)
+    assert cluster.jobs == []
+    cluster.api.store.holds = lambda pod: True
+    cluster.play(started, Play.complete)
+    with pytest.raises(OutsideError, match="it or its pods do not go → is the node dead"):
+        launch(pace=replace(FAST, ending=-119.9))
+    assert cluster.jobs == []
+    saving = iter([True] * 5)
+    cluster.api.store.holds = lambda pod: next(saving, False)
+    shown = launch()
+    assert shown[0].endswith("are ending: waiting until they are gone")
+    assert "created" in shown[1]
+
+
 def test_a_node_lost_too_often_is_an_outside_failure(cluster: scene.Cluster) -> None:
     cluster.play(started, lambda play: [play.lose_node(1), play.end(0, 4, "rank 2 is gone"), play.fail()])
     with pytest.raises(LaunchError, match="node 0: rank 2 is gone|node gpu-1 lost pod") as raised:
@@ -245,20 +335,28 @@ def test_an_image_that_cannot_be_pulled_is_named_and_not_waited_for_for_good(clu
     shown: list[str] = []
     cluster.play(
         Play.pods,
+        lambda play: play.waiting(0, "ErrImagePull", "no such host"),
+        lambda play: play.waiting(0, "ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: no such host'),
+        lambda play: play.waiting(0, "ErrImagePull", "no such host"),
         lambda play: play.waiting(0, "ImagePullBackOff", 'Back-off pulling image "x"'),
         lambda play: play.event("Pod", "{name}-node-0-0-00001", "Failed", "manifest unknown"),
     )
     with pytest.raises(LaunchError, match='ImagePullBackOff: Back-off pulling image "x" → check the image') as raised:
-        launch(shown)
+        launch(shown, pace=replace(FAST, stuck=0.5))
     assert raised.value.exit_code == ExitCode.USAGE
     assert any("manifest unknown" in line for line in shown)
+    assert [line for line in shown if "pending: " in line] == ["2 of 2 pods pending: node 0: ImagePullBackOff"]
     assert cluster.jobs == []
     assert [one["metadata"]["name"] for one in cluster.objects("pods")] == [scene.POD]
 
 
 def test_events_tell_why_there_are_no_pods(cluster: scene.Cluster) -> None:
+    def refused(pod: str) -> str:
+        return f'Error creating: pods "digits-1-node-{pod}" is forbidden: exceeded quota: gpus'
+
     cluster.play(
-        lambda play: play.event("Job", "{name}-node-0", "FailedCreate", "exceeded quota: gpus"),
+        lambda play: play.event("Job", "{name}-node-0", "FailedCreate", refused("0-0-nvlxr")),
+        lambda play: play.event("Job", "{name}-node-0", "FailedCreate", refused("0-0-x8g4t")),
         lambda play: play.event("Job", "other-node-0", "FailedCreate", "not ours"),
         lambda play: play.event("Job", "{name}-node-0", "SuccessfulCreate", "fine", "Normal"),
         nothing,
@@ -266,7 +364,7 @@ def test_events_tell_why_there_are_no_pods(cluster: scene.Cluster) -> None:
     )
     shown = launch()
     assert [line for line in shown if "Job" in line and "created" not in line] == [
-        f"Job {cluster.jobs[0]['metadata']['name']}-node-0: FailedCreate: exceeded quota: gpus"
+        f"Job {cluster.jobs[0]['metadata']['name']}-node-0: FailedCreate: {refused('0-0')}"
     ]
 
 

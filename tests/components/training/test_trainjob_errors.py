@@ -64,8 +64,6 @@ def scenes(cluster: scene.Cluster) -> None:
         Fault("GET .*/trainjobs/", 500, times=4, reason="InternalError"),
         Fault("GET .*/pods$", 503, times=4),
         Fault("GET .*/pods$", drop="in", times=3),
-        Fault("GET .*/log", drop="in", times=2),
-        Fault("GET .*/log", 500, times=2),
         Fault("POST .*/trainjobs", 409, times=2, reason="Conflict"),
         Fault("POST .*/trainjobs", drop="before", times=2),
         Fault("POST .*/trainjobs", drop="after"),
@@ -94,8 +92,8 @@ def test_it_waits_as_long_as_the_server_asks(cluster: scene.Cluster) -> None:
 
 
 def test_an_outage_ends_the_step_and_not_the_job_and_a_retry_follows_it(cluster: scene.Cluster) -> None:
-    cluster.play(started, nothing)
-    cluster.api.faults.append(Fault("GET .*/pods$", 503, times=10**6))
+    fault = Fault("GET .*/pods$", 503, times=10**6)
+    cluster.play(lambda play: [started(play), cluster.api.faults.append(fault)], nothing)
     with pytest.raises(
         OutsideError, match=r"no good answer for .* \(503 injected\) → .* goes on, and a retried step follows it"
     ):
@@ -153,9 +151,9 @@ def test_a_token_that_is_refused_for_a_while_is_tried_again_where_one_was_taken_
     ],
 )
 def test_a_refusal_while_it_runs_ends_the_step_and_not_the_job(cluster: scene.Cluster, status: int, words: str) -> None:
-    cluster.play(started, nothing, nothing)
     reason = {401: "Unauthorized", 403: "Forbidden", 400: "BadRequest", 404: ""}[status]
-    cluster.api.faults.append(Fault("GET .*/pods$", status, times=10**6, reason=reason))
+    fault = Fault("GET .*/pods$", status, times=10**6, reason=reason)
+    cluster.play(lambda play: [started(play), cluster.api.faults.append(fault)], nothing, nothing)
     shown: list[str] = []
     with pytest.raises(OutsideError, match=f"{words}; TrainJob r-train-.* goes on, and a retried step") as raised:
         launch(on_line=shown.append)
@@ -172,6 +170,18 @@ def test_rights_to_logs_and_events_are_not_needed_for_the_end(cluster: scene.Clu
     cluster.api.faults += [Fault("GET .*/(log|events)", 403, times=99, reason="Forbidden")]
     shown = launch()
     assert sum(line.startswith(("no log is shown: ", "no events are shown: ")) for line in shown) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault("GET .*/log", 500, times=3), Fault("GET .*/log", drop="in", times=3)])
+def test_a_log_that_a_dead_node_does_not_give_keeps_nothing_up(cluster: scene.Cluster, fault: Fault) -> None:
+    cluster.play(started, lambda play: play.log(0, "step 1"), nothing, nothing, Play.complete)
+    cluster.api.faults.append(fault)
+    shown = launch(pace=replace(FAST, first_retry=100))
+    assert fault.met == fault.times
+    assert [line for line in shown if "step 1" in line] == ["step 1"]
+    (told,) = [line for line in shown if "log" in line]
+    assert told.startswith("no log is shown for now: cannot read pods/r-train-")
+    assert "injected" in told or not fault.status
 
 
 def test_a_cluster_without_trainer_or_without_our_runtime_says_what_to_install(
@@ -320,6 +330,30 @@ class Step:
         self.process.stdout.close()
 
 
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_twice_it_waits_for_its_pods_but_for_a_person(
+    cluster: scene.Cluster, again: signal.Signals
+) -> None:
+    saving = iter([None] * 20)
+
+    def holds(pod: dict[str, Any]) -> bool:
+        still = next(saving, "saved") is None
+        if still:
+            os.kill(os.getpid(), again)
+        return still
+
+    cluster.api.store.holds = holds
+    cluster.play(started, lambda play: os.kill(os.getpid(), signal.SIGTERM), nothing)
+    shown: list[str] = []
+    with pytest.raises(InterruptedRunError) as raised:
+        launch(on_line=shown.append)
+    assert raised.value.exit_code == ExitCode.TERMINATED
+    assert cluster.jobs == []
+    left = [one["metadata"]["name"] for one in cluster.objects("pods")] != [scene.POD]
+    assert left == (again is signal.SIGINT)
+    assert any("is deleted, and its pods may still be ending" in line for line in shown) == left
+
+
 def test_a_step_that_gets_sigterm_leaves_no_job(cluster: scene.Cluster) -> None:
     cluster.play(started)
     with Step(cluster) as step:
@@ -328,8 +362,9 @@ def test_a_step_that_gets_sigterm_leaves_no_job(cluster: scene.Cluster) -> None:
         step.read_until("interrupted by SIGTERM")
         assert step.process.wait(30) == ExitCode.TERMINATED
     assert cluster.jobs == []
-    assert len(cluster.api.store.deleted) == 3  # two pods first, then the job
-    assert cluster.api.store.deleted[-1].startswith("r-train-")
+    job, *pods = cluster.api.store.deleted
+    assert len(pods) == 2
+    assert all(pod.startswith(f"{job}-node-0-") for pod in pods)
 
 
 def test_a_step_that_is_killed_leaves_a_job_that_its_workflow_owns_and_a_retry_follows(cluster: scene.Cluster) -> None:
