@@ -182,7 +182,9 @@ def train_command(config: str, resume: str, run_id: str | None, as_json: bool) -
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
-        click.echo(f"{result.status}: {result.summary}\n{result.checkpoint_uri}")
+        click.echo(f"{result.status}: {result.summary}")
+        if result.checkpoint_uri:
+            click.echo(result.checkpoint_uri)
         if result.save_seconds:
             grace = f"terminationGracePeriodSeconds: {result.grace_seconds}"
             click.echo(f"longest save {result.save_seconds:.1f} s → {grace}, or more, on a cluster")
