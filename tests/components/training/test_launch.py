@@ -314,9 +314,11 @@ def test_sigterm_saves_and_the_next_launch_continues(s3: str, tmp_path: Path) ->
 
 def test_a_lost_s3_ends_the_run_as_an_outside_failure(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    started = time.monotonic()
+    started, before = time.monotonic(), set(threading.enumerate())
     with pytest.raises(LaunchError, match="permission denied") as caught:
         run(job(s3, "run"))
     assert caught.value.exit_code == ExitCode.OUTSIDE
     assert time.monotonic() - started < 120
-    assert threading.active_count() < 10
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), thread
