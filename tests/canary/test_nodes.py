@@ -49,7 +49,7 @@ def test_over_two_nodes_it_kills_restores_and_goes_on_where_its_step_was_lost(
         scene.enter(cluster, monkeypatch)
         plan = make_plan(config, "night-1")
         with Kubelet(cluster, tmp_path, variables) as running:
-            cluster.api.faults.append(Fault("GET .*/pods$", 503, times=10**6))
+            cluster.api.faults.append(Fault("GET .*/pods$", 503, times=10**6, passes=1))
             with pytest.raises(OutsideError, match="goes on, and a retried step follows it"):
                 run_canary(config, text, plan)
             cluster.api.faults.clear()

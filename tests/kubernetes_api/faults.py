@@ -13,6 +13,8 @@ class Fault:
     """A regular expression over `METHOD path`."""
     status: int = 0
     times: int = 1
+    passes: int = 0
+    """How many requests that match go well before."""
     reason: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     drop: Literal["", "before", "in", "after"] = ""
@@ -22,6 +24,9 @@ class Fault:
     def meets(self, line: str) -> bool:
         """Whether it is this request's turn to go wrong."""
         if self.met >= self.times or not re.search(self.match, line):
+            return False
+        if self.passes:
+            self.passes -= 1
             return False
         self.met += 1
         return True
