@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -17,6 +18,11 @@ from convergate.pipelines import servers
 
 _LONG = ("tests/e2e/", "tests/components/training/", "tests/canary/")
 _AMBIENT = ("AWS_", "S3_", "MLFLOW_", "CONVERGATE_")
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would every process of the tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
