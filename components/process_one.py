@@ -11,11 +11,11 @@ import signal
 import sys
 from typing import NoReturn
 
-TERMINATED = 128 + signal.SIGTERM
+from .errors import ExitCode
 
 
 def _end(*_: object) -> NoReturn:
-    raise SystemExit(TERMINATED)
+    raise SystemExit(ExitCode.TERMINATED)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ PAGE, PAGES = 100, 50
 NOT_FOUND, INTERNAL_ERROR = 404, 500
 _UNAVAILABLE = (429, INTERNAL_ERROR, 502, 503, 504)
 _MESSAGE_CHARACTERS = 300
+FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+"""States of a run or step that has ended."""
 _STATES = {"Error": "FAILED", "Omitted": "SKIPPED"}
 """Of Argo's phases, those that Kubeflow Pipelines calls otherwise."""
 

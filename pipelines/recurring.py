@@ -15,13 +15,12 @@ from ..components.config.digest import canonical_digest
 from ..components.config.identity import cluster_labels
 from ..components.errors import NotFoundError
 from .cron import six_fields
-from .kfp_api import NOT_FOUND, PipelinesApi, PipelinesError, named
+from .kfp_api import FINAL, NOT_FOUND, PipelinesApi, PipelinesError, named
 from .placement import Placement
 from .submitting import Pipeline, describe, pipeline_spec
 
 Change = Literal["created", "replaced", "unchanged", "paused", "resumed", "deleted"]
 _NEWEST_FIRST = "created_at desc"
-_FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _DIGEST = re.compile(r"^schedule ([0-9a-f]{32})$", re.MULTILINE)
 
 
@@ -82,8 +81,7 @@ def create(
         stays_paused = bool(earlier) and not earlier[0].enabled
         made = _create(api, pipeline, config, text, cron, spec, digest, service_account, paused or stays_paused)
     elif paused and same.enabled:
-        api.ask(api.recurring_runs.recurring_run_service_disable_recurring_run, recurring_run_id=same.recurring_run_id)
-        made = replace(same, enabled=False)
+        (made,) = switch(api, [same], enabled=False)
     else:
         made = same
     others = [one for one in earlier if one.recurring_run_id != made.recurring_run_id]
@@ -146,7 +144,7 @@ def delete(api: PipelinesApi, schedules: list[Schedule]) -> list[Schedule]:
 
 def _runs_now(api: PipelinesApi, schedule: Schedule) -> bool:
     """Whether a run that the schedule has started goes on; one that has only begun has no state."""
-    predicates = [{"operation": "NOT_EQUALS", "key": "state", "string_value": state} for state in _FINAL]
+    predicates = [{"operation": "NOT_EQUALS", "key": "state", "string_value": state} for state in FINAL]
     predicates.append({"operation": "EQUALS", "key": "recurring_run_id", "string_value": schedule.recurring_run_id})
     listing, wanted = api.runs.run_service_list_runs, json.dumps({"predicates": predicates})
     return bool(api.ask(listing, experiment_id=schedule.experiment_id, filter=wanted, page_size=1).runs)

@@ -19,7 +19,7 @@ from ..components.errors import ConvergateError, ExitCode, OutsideError, Termina
 from ..components.report import RunPage, verdict_sentence
 from .closing import load_page, stop_reason
 from .exit_codes import exit_code
-from .kfp_api import NOT_FOUND, PipelinesApi, PipelinesError
+from .kfp_api import FINAL, NOT_FOUND, PipelinesApi, PipelinesError
 from .servers import s3_is_configured
 from .submitting import SubmittedRun
 
@@ -36,7 +36,6 @@ _VERDICTS = ("gate", "train", "canary", "validate-data", "validate-config")
 """Steps whose verdict may stop a run, the last one first."""
 _GREEN = ("promote", "passed")
 """The last step of a run that is positive: one that succeeded without it skipped its branches."""
-_FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CANCELLED = ("CANCELING", "CANCELED")
 States = Mapping[str, str]
 """KFP's state of each step that has begun."""
@@ -134,11 +133,11 @@ def _last_states(api: PipelinesApi, ended: Any) -> States:
     end at all, since Argo keeps them compressed: then they are read from the Workflow.
     """
     states = step_states(ended)
-    if states and states.get(_LAST) not in _FINAL:
+    if states and states.get(_LAST) not in FINAL:
         sleep(POLL_SECONDS)
         with contextlib.suppress(PipelinesError):
             states = step_states(api.run(ended.run_id))
-            if states.get(_LAST) not in _FINAL:
+            if states.get(_LAST) not in FINAL:
                 states = _of_steps(api.nodes(ended.run_id)) or states
     return states
 
@@ -186,7 +185,7 @@ def _follow(api: PipelinesApi, run: SubmittedRun, on_states: Callable[[States], 
         else:
             lost = None
             on_states(step_states(seen))
-            if seen.state in _FINAL:
+            if seen.state in FINAL:
                 return seen
         if monotonic() + POLL_SECONDS > deadline:
             raise WaitingError(

@@ -24,6 +24,7 @@ RunClass = Literal["converged", "not_converged", "rejected", "infrastructure", "
 DEADLINE = timedelta(hours=24)
 """For a run to end, beside its training."""
 LONGEST = timedelta(days=365)
+"""For the training, whatever budget it has: a date has its limits."""
 READERS = 8
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"/(?P<stamp>\d{4}-\d{2}-\d{2}/\d{12})-(?P<run_id>[^/]+)/(?P<file>start|end)\.json$")
